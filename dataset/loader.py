@@ -1,0 +1,120 @@
+"""Endless, seeded iteration that can be continued from one number."""
+
+import torch
+from torch.utils.data import DataLoader, Sampler, Subset
+
+GOLDEN_RATIO = 0x9E3779B97F4A7C15
+
+
+class LoaderStateError(ValueError):
+    """A saved position belongs to another data set, seed or batch size."""
+
+
+class EndlessLoader:
+    """Batches without end: a fresh permutation of the data set in every epoch, drawn from `seed`.
+
+    Sample k of the stream, with its augmentation, is a pure function of (seed, k): neither the number of workers nor an
+    interruption changes it. Of `world_size` processes, number `rank` reads its share of each global batch, so that
+    together they read what one process with a batch of `world_size * batch_size` would.
+
+    `position` counts the batches handed out; together with the data it is the whole state.
+
+    Raises (from `next`): whatever the data set raises, naming the file.
+    """
+
+    def __init__(self, dataset, batch_size, seed, num_workers=0, rank=0, world_size=1):
+        self.dataset, self.batch_size, self.seed, self.num_workers = dataset, batch_size, seed, num_workers
+        self.rank, self.world_size = rank, world_size
+        self.position = 0
+        self._batches = None
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self._batches is None:
+            self._batches = iter(self._loader())
+        batch = next(self._batches)
+        self.position += 1
+        return batch
+
+    def _loader(self):
+        return DataLoader(
+            self.dataset,
+            batch_sampler=_Stream(self),
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread,
+        )
+
+    def keys(self, position):
+        """The data set keys (index, seed, batch_seed) of this process's batch number `position`."""
+        first = (position * self.world_size + self.rank) * self.batch_size
+        return [
+            (self._index(k), _mix(self.seed, k), _mix(~self.seed, position))
+            for k in range(first, first + self.batch_size)
+        ]
+
+    def _index(self, k):
+        epoch, place = divmod(k, len(self.dataset))
+        if getattr(self, "_epoch", None) != epoch:
+            generator = torch.Generator().manual_seed(_mix(self.seed, epoch) % 2**63)
+            self._epoch, self._order = epoch, torch.randperm(len(self.dataset), generator=generator).tolist()
+        return self._order[place]
+
+    def state_dict(self):
+        return {"position": self.position, **self._identity()}
+
+    def load_state_dict(self, state):
+        """Continue from a saved position.
+
+        Raises:
+            LoaderStateError: it was saved with another data set, seed or global batch size.
+        """
+        for key, value in self._identity().items():
+            if state[key] != value:
+                raise LoaderStateError(
+                    f"the saved data position belongs to {key.replace('_', ' ')} {state[key]}, not {value}"
+                )
+        self.position = state["position"]
+        self._batches = None
+
+    def _identity(self):
+        return {
+            "seed": self.seed,
+            "number_of_images": len(self.dataset),
+            "global_batch_size": self.batch_size * self.world_size,
+        }
+
+
+class _Stream(Sampler):
+    """The keys of one batch after the other, from the loader's position on."""
+
+    def __init__(self, loader):
+        self.loader, self.start = loader, loader.position
+
+    def __iter__(self):
+        position = self.start
+        while True:
+            yield self.loader.keys(position)
+            position += 1
+
+
+def sequential_loader(dataset, num_workers=0, rank=0, world_size=1):
+    """Every sample once, in order, one at a time; each process reads its share, and none is repeated to fill up."""
+    share = Subset(dataset, range(rank, len(dataset), world_size))
+    return DataLoader(
+        share, batch_size=1, num_workers=num_workers, pin_memory=torch.cuda.is_available(), worker_init_fn=_one_thread
+    )
+
+
+def _mix(seed, number):
+    """Two integers to one well-scattered 64-bit seed (splitmix64)."""
+    value = (seed * GOLDEN_RATIO + number + 1) * GOLDEN_RATIO % 2**64
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
+    return value ^ value >> 31
+
+
+def _one_thread(worker):
+    torch.set_num_threads(1)

@@ -1,0 +1,27 @@
+"""Networks: uint8 images in, a list of logits out. See `build_model` for their names."""
+
+from torch.nn import functional as F
+
+from .discriminator import OutputDiscriminator
+from .networks import MODELS, build_model
+from .normalization import BATCH_NORM_MODES, CONVENTIONS
+from .weights import WeightsError, load_model, load_weights, read_weights, settings_from_weights
+
+__all__ = [
+    "BATCH_NORM_MODES",
+    "CONVENTIONS",
+    "MODELS",
+    "OutputDiscriminator",
+    "WeightsError",
+    "build_model",
+    "load_model",
+    "load_weights",
+    "read_weights",
+    "settings_from_weights",
+    "upsample",
+]
+
+
+def upsample(logits, size):
+    """Logits (N,C,h,w) to (N,C,H,W), bilinear with align_corners=True, as every one of the originals does."""
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=True)

@@ -1,0 +1,48 @@
+"""The networks by the names that users know."""
+
+from .resnet import DeepLabResNet
+from .vgg import DeepLabVGG
+
+MULTI = (DeepLabResNet, {"depth": 101, "heads": "multi"})
+SINGLE = (DeepLabResNet, {"depth": 101, "heads": "single"})
+TORCHVISION = {"style": "torchvision", "normalization": "imagenet"}
+
+# Published names first; the last five are for torchvision's ImageNet weights and for small runs.
+MODELS = {
+    "DeepLab": MULTI,
+    "DeeplabMulti": MULTI,
+    "deeplabv2_multi": MULTI,
+    "Res_Deeplab": SINGLE,
+    "Oracle": SINGLE,
+    "ResNet": (DeepLabResNet, {"depth": 101, "heads": "twin", "aspp_branches": 4}),
+    "DeeplabRes": (DeepLabResNet, {"depth": 101, "heads": "single", "aspp_branches": 4, "normalization": "imagenet"}),
+    "DeeplabVGG": (DeepLabVGG, {}),
+    "ResNet101": (DeepLabResNet, {"depth": 101, **TORCHVISION}),
+    "ResNet50": (DeepLabResNet, {"depth": 50, **TORCHVISION}),
+    "ResNet18": (DeepLabResNet, {"depth": 18, **TORCHVISION}),
+    # The published dilations exceed the feature maps of images as small as the mini data's.
+    "MiniResNet18": (DeepLabResNet, {"depth": 18, "width": 32, "aspp_rates": (1, 2, 4, 6), "aspp_branches": 4}),
+}
+
+
+def build_model(name, num_classes=19, **settings):
+    """Build a network by name (case does not matter) with fresh weights.
+
+    `settings` override the name's own: heads, aspp_branches, style, aspp_rates, normalization, batch_norm, ... as far as
+    the network knows them; those that are None are left at the name's default. The full choice is kept in
+    `network.settings`, so that `build_model(**network.settings)` builds the same network again.
+
+    Raises:
+        ValueError: unknown name, or a setting that the network does not know or accept.
+    """
+    known = {key.lower(): key for key in MODELS}
+    if name.lower() not in known:
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(MODELS)}")
+    network_class, chosen = MODELS[known[name.lower()]]
+    chosen = {**chosen, **{key: value for key, value in settings.items() if value is not None}}
+    try:
+        network = network_class(num_classes, **chosen)
+    except TypeError as error:
+        raise ValueError(f"network {name} does not take these settings: {chosen} ({error})") from error
+    network.settings = {"name": known[name.lower()], "num_classes": num_classes, **chosen}
+    return network

@@ -1,0 +1,45 @@
+"""DeepLab v2 on VGG16 (DeepLab-LargeFOV layout), with AdaptSegNet's state-dict keys."""
+
+from torch import nn
+
+from .aspp import AtrousClassifier
+from .segmenter import Segmenter
+
+# Channels of the convolutions between max-pools; pool4 and pool5 are left out, so the output stride is 8.
+STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
+# torchvision counts pool4 (entry 23), so its conv5 layers sit one entry further on.
+TORCHVISION_KEYS = {24: 23, 26: 25, 28: 27}
+
+
+class DeepLabVGG(Segmenter):
+    """VGG16 without pool4 and pool5, conv5 dilated by 2, two dilated 3x3 convolutions, one classifier.
+
+    It has neither BatchNorm nor dropout: training and evaluation compute the same. All parameters share one learning
+    rate, as in AdaptSegNet.
+    """
+
+    head_names = ("classifier",)
+    head_multiplier = 1
+
+    def __init__(self, num_classes=19, aspp_branches=2, normalization="caffe", batch_norm="frozen-affine"):
+        super().__init__(normalization)
+        layers, channels = [], 3
+        for index, stage in enumerate(STAGES):
+            for width in stage:
+                layers += _convolution(channels, width, dilation=1)
+                channels = width
+            if index < 3:
+                layers.append(nn.MaxPool2d(2))
+        for _ in range(3):
+            layers += _convolution(channels, 512, dilation=2)
+        layers += _convolution(512, 1024, dilation=4) + _convolution(1024, 1024, dilation=4)
+        self.features = nn.Sequential(*layers)
+        self.classifier = AtrousClassifier(1024, num_classes, aspp_branches)
+        self.set_batch_norm(batch_norm)
+
+    def classify(self, features):
+        return [self.classifier(features)]
+
+
+def _convolution(in_channels, out_channels, dilation):
+    return [nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]

@@ -1,0 +1,224 @@
+"""Weight files: read safely, recognised by content, loaded with a report or refused with a reason."""
+
+import json
+import os
+import pickle
+
+import torch
+
+from .networks import build_model
+from .vgg import TORCHVISION_KEYS
+
+
+class WeightsError(ValueError):
+    """A weight file that cannot be read or does not fit; the message names the file and the way out."""
+
+
+def read_weights(source):
+    """Read the weights of one network from a file or URL as {key: tensor}, prefixes removed.
+
+    Understood: plain state dicts, `{"state_dict": ...}` containers, keys with `module.`, and the `Scale.` prefix of
+    AdaptSegNet's initialisation file (whose classifier, made for other classes, is dropped).
+
+    Raises:
+        WeightsError: the file is missing, truncated, no PyTorch file, or holds anything but tensors.
+    """
+    state = _load(source)
+    if isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    not_tensors = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    if not_tensors or not state:
+        raise WeightsError(
+            f"{source}: holds no state dict (found {', '.join(map(repr, list(state)[:5])) or 'nothing'}); "
+            "expected a mapping from parameter names to tensors"
+        )
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    if all(key.startswith("Scale.") for key in state):
+        state = {key.removeprefix("Scale."): value for key, value in state.items()}
+        state = {key: value for key, value in state.items() if not key.startswith("layer5")}
+    return state
+
+
+def load_weights(network, state, source, fresh_heads=False):
+    """Load `state` (from `read_weights`) into `network` and return a report of one paragraph.
+
+    With `fresh_heads`, a classifier that `state` lacks or holds for another number of classes keeps its random values, as
+    at the start of training; everything else has to fit.
+
+    Raises:
+        WeightsError: tensors are missing or have another shape; the message lists them and names `source`.
+    """
+    state = _adapt_torchvision(network, state, source)
+    own = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    missing = [key for key in own if key not in state]
+    misfits = [key for key in own if key in state and state[key].shape != own[key].shape]
+    fresh = _fresh_heads(network, state, own, missing + misfits) if fresh_heads else set()
+    bad = [key for key in missing + misfits if key.split(".")[0] not in fresh]
+    if bad:
+        raise WeightsError(_misfit_message(network, state, own, bad, source))
+    usable = {
+        key: value for key, value in state.items() if key in network.state_dict() and key.split(".")[0] not in fresh
+    }
+    network.load_state_dict(usable, strict=False)
+    ignored = [key for key in state if key not in usable]
+    report = f"{source}: {len(usable)} tensors loaded"
+    if fresh:
+        report += f"; {', '.join(sorted(fresh))} stay random (absent there, or for another number of classes)"
+    if ignored:
+        report += f"; {len(ignored)} ignored ({', '.join(ignored[:3])}{', ...' if len(ignored) > 3 else ''})"
+    return report
+
+
+def load_model(source, name=None, **settings):
+    """Build the network that a weight file was made for and load it, ready for evaluation.
+
+    What the file's keys cannot tell (input convention, ASPP branches and rates) is read from the `args.json` of the run
+    directory that the file lies in; without one the published networks are assumed (see `settings_from_weights`). `name`
+    and `settings` override both, as in `build_model`.
+
+    Raises:
+        WeightsError: the file cannot be read, recognised or loaded.
+    """
+    state = read_weights(source)
+    found = _settings_of_run(source) or settings_from_weights(state, source)
+    if name is not None:
+        found = {"name": name, "num_classes": found["num_classes"]}
+    found.update({key: value for key, value in settings.items() if value is not None})
+    network = build_model(**found)
+    network.load_report = load_weights(network, state, source)
+    return network.eval()
+
+
+def settings_from_weights(state, source="weights"):
+    """What `build_model` needs to rebuild the network of a state dict, as far as keys and shapes tell.
+
+    Raises:
+        WeightsError: the keys are those of no network known here.
+    """
+    if "features.0.weight" in state and "classifier.conv2d_list.0.bias" in state:
+        return {"name": "DeeplabVGG", "num_classes": len(state["classifier.conv2d_list.0.bias"])}
+    if "conv1.weight" not in state or "layer5.conv2d_list.0.weight" not in state:
+        raise WeightsError(
+            f"{source}: not a segmentation network known here (first keys: {', '.join(list(state)[:3])}); "
+            "expected DeepLab v2 keys such as layer5.conv2d_list.0.weight"
+        )
+    return {
+        "name": _resnet_name(state),
+        "num_classes": len(state["layer5.conv2d_list.0.bias"]),
+        "heads": _head_layout(state),
+    }
+
+
+def _resnet_name(state):
+    if state["conv1.weight"].shape[0] < 64:
+        return "MiniResNet18"
+    if "layer1.0.conv3.weight" not in state:
+        return "ResNet18"
+    if "layer3.22.conv1.weight" not in state:
+        return "ResNet50"
+    return {"single": "Oracle", "multi": "DeeplabMulti", "twin": "ResNet"}[_head_layout(state)]
+
+
+def _head_layout(state):
+    if "layer6.conv2d_list.0.weight" not in state:
+        return "single"
+    low, high = (state[f"{head}.conv2d_list.0.weight"].shape[1] for head in ("layer5", "layer6"))
+    return "twin" if low == high else "multi"
+
+
+def _settings_of_run(source):
+    path = os.path.join(os.path.dirname(str(source)), "args.json")
+    if str(source).startswith(("http://", "https://")) or not os.path.exists(path):
+        return None
+    with open(path) as file:
+        network = json.load(file).get("network")
+    if network and "aspp_rates" in network:
+        network["aspp_rates"] = tuple(network["aspp_rates"])
+    return network
+
+
+def _load(source):
+    source = str(source)
+    try:
+        if source.startswith(("http://", "https://")):
+            state = torch.hub.load_state_dict_from_url(source, map_location="cpu", check_hash=True, weights_only=True)
+        else:
+            _check_file(source)
+            state = torch.load(source, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{source}: refused, it holds Python objects other than tensors, which could run code when loaded"
+        ) from error
+    except Exception as error:
+        raise WeightsError(
+            f"{source}: cannot be read as weights, it is truncated or not a PyTorch file "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'})"
+        ) from error
+    if not isinstance(state, dict):
+        raise WeightsError(f"{source}: holds a {type(state).__name__}, not a state dict")
+    return state
+
+
+def _check_file(path):
+    if not os.path.isfile(path):
+        raise WeightsError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if not start:
+        raise WeightsError(f"{path}: is empty")
+    if start.lstrip()[:1] == b"<":
+        raise WeightsError(
+            f"{path}: is a web page, not weights; the download failed (a sign-in or error page was saved)"
+        )
+    if not start.startswith((b"PK", b"\x80")):
+        kind = "not a PyTorch file" if b"\0" in start else "a text file, not weights"
+        raise WeightsError(f"{path}: is {kind}")
+
+
+def _adapt_torchvision(network, state, source):
+    if "classifier.6.weight" in state:  # torchvision's VGG16: its fully connected layers have no place here.
+        renumbered = {key: value for key, value in state.items() if key.startswith("features.")}
+        renumbered = {_vgg_key(key): value for key, value in renumbered.items()}
+        own = network.state_dict()
+        return {**{key: own[key] for key in own if key.startswith(("features.29.", "features.31."))}, **renumbered}
+    if "fc.weight" in state and getattr(network, "style", "torchvision") == "caffe":
+        raise WeightsError(
+            f"{source}: torchvision's ImageNet weights do not fit {network.settings['name']}, which has "
+            "Caffe's strides and colours; use --model ResNet101 (or ResNet50, ResNet18)"
+        )
+    return state
+
+
+def _vgg_key(key):
+    _, index, kind = key.split(".")
+    return f"features.{TORCHVISION_KEYS.get(int(index), int(index))}.{kind}"
+
+
+def _fresh_heads(network, state, own, unfit):
+    fresh = set()
+    for head in network.head_names:
+        keys = [key for key in unfit if key.split(".")[0] == head]
+        other_classes = all(key not in state or state[key].shape[1:] == own[key].shape[1:] for key in keys)
+        if keys and other_classes:
+            fresh.add(head)
+    return fresh
+
+
+def _misfit_message(network, state, own, bad, source):
+    lines = []
+    for key in bad[:5]:
+        found = (
+            f"has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}" if key in state else "is missing"
+        )
+        lines.append(f"{key} {found}")
+    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    hint = ""
+    if any(key.startswith("layer5") and key in state and state[key].ndim == 4 for key in bad):
+        hint = (
+            "; the classifiers sit elsewhere: AdaptSegNet and MaxSquare have layer5 on layer 3, CLAN on layer 4 "
+            "(choose the network with --model)"
+        )
+    name = getattr(network, "settings", {}).get("name", type(network).__name__)
+    return f"{source}: does not fit {name}: {'; '.join(lines)}{more}{hint}"

@@ -1,0 +1,17 @@
+"""Install SegAdapt's packages and scripts: pip install -e ."""
+
+from setuptools import find_packages, setup
+
+with open("requirements.txt") as file:
+    requirements = file.read().split()
+
+setup(
+    name="segadapt",
+    version="0.1.0",
+    description="Unsupervised domain adaptation of semantic segmentation: five published methods, one framework",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["model", "model.*", "dataset", "dataset.*", "utils", "utils.*"]),
+    py_modules=["train_source", "train_adaptsegnet", "evaluate_cityscapes", "compute_iou"],
+    install_requires=requirements,
+)

@@ -1,0 +1,128 @@
+"""The optimizers of PyTorch 1.0 and the poly schedule."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from model import build_model
+from utils.optimizers import (
+    EarlyEpsilonAdam,
+    RepeatedUpdateSGD,
+    discriminator_optimizer,
+    poly,
+    segmentation_optimizer,
+    set_learning_rate,
+)
+
+
+def visit_by_visit(value, gradients, visits, lr, momentum, decay):
+    """The rule of the docstring for one number, written as a loop."""
+    buffer = 0.0
+    for gradient in gradients:
+        for _ in range(visits):
+            gradient = gradient + decay * value
+            buffer = momentum * buffer + gradient
+            value = value - lr * buffer
+    return value
+
+
+@pytest.mark.parametrize("visits", (1, 3, 4))
+def test_repeated_updates_follow_the_rule(visits):
+    parameter = torch.nn.Parameter(torch.tensor([2.0, -1.0], dtype=torch.float64))
+    optimizer = RepeatedUpdateSGD([{"params": [parameter], "visits": visits}], 0.1, 0.9, 0.05)
+    gradients = [[0.3, 0.7], [-0.2, 0.1], [0.5, -0.4]]
+    for gradient in gradients:
+        parameter.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.step()
+    expected = [
+        visit_by_visit(start, [g[i] for g in gradients], visits, 0.1, 0.9, 0.05) for i, start in enumerate((2, -1))
+    ]
+    np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-12)
+
+
+def test_first_steps_with_a_constant_gradient():
+    """5.61, 17.83, 34.87 times the learning rate for a parameter listed three times (1, 2.9, 5.61 for one listed once)."""
+    for visits, expected in ((3, (5.61, 17.83, 34.87)), (1, (1, 2.9, 5.61))):
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        optimizer = RepeatedUpdateSGD([{"params": [parameter], "visits": visits}], 1.0, 0.9, 0.0)
+        moved = []
+        for _ in range(3):
+            parameter.grad = torch.ones(1)
+            optimizer.step()
+            moved.append(-parameter.item())
+        np.testing.assert_allclose(moved, expected, atol=0.005)
+
+
+def test_one_visit_is_plain_sgd():
+    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 5)) for _ in range(2))
+    optimizers = (
+        RepeatedUpdateSGD([{"params": [ours]}], 0.1, 0.9, 0.01),
+        torch.optim.SGD([theirs], 0.1, 0.9, weight_decay=0.01),
+    )
+    for step in range(4):
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = torch.cos(parameter.detach() * (step + 1))
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_parameters_without_gradient_stay():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    RepeatedUpdateSGD([{"params": [parameter], "visits": 3}], 0.1).step()
+    assert torch.equal(parameter, torch.ones(2))
+
+
+def test_no_warning_and_an_exact_restart():
+    network = build_model("MiniResNet18").train()
+    image = torch.randint(0, 256, (1, 3, 48, 48), dtype=torch.uint8)
+
+    def steps(network, optimizer, count):
+        for _ in range(count):
+            optimizer.zero_grad()
+            network(image)[-1].square().mean().backward()
+            optimizer.step()
+
+    def fresh():
+        return segmentation_optimizer(network.parameter_groups(), "published", 1e-3, 0.9, 5e-4)
+
+    optimizer = fresh()
+    steps(network, optimizer, 2)
+    saved = copy.deepcopy((network.state_dict(), optimizer.state_dict()))
+    steps(network, optimizer, 2)
+    expected = {key: value.clone() for key, value in network.state_dict().items()}
+    network.load_state_dict(saved[0])
+    optimizer = fresh()
+    optimizer.load_state_dict(saved[1])
+    steps(network, optimizer, 2)
+    assert all(torch.equal(expected[key], value) for key, value in network.state_dict().items())
+
+
+def test_early_epsilon_adam_follows_the_formula_of_its_time():
+    start, gradients, lr, beta1, beta2, eps = 1.0, [1e-8, -3e-8, 2e-8], 1e-3, 0.9, 0.99, 1e-8
+    parameter = torch.nn.Parameter(torch.tensor([start], dtype=torch.float64))
+    optimizer = EarlyEpsilonAdam([parameter], lr)
+    value, m, v = start, 0.0, 0.0
+    for step, gradient in enumerate(gradients, 1):
+        parameter.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+        m, v = beta1 * m + (1 - beta1) * gradient, beta2 * v + (1 - beta2) * gradient**2
+        value -= lr * np.sqrt(1 - beta2**step) / (1 - beta1**step) * m / (np.sqrt(v) + eps)
+    np.testing.assert_allclose(parameter.item() - start, value - start, rtol=1e-6)
+
+
+def test_poly_schedule(golden):
+    recorded = golden("adaptsegnet/schedule.npz")
+    network = build_model("MiniResNet18")
+    optimizer = segmentation_optimizer(network.parameter_groups(), "published", 1.0, 0.9, 0.0)
+    adam = discriminator_optimizer(network.layer1.parameters(), "published", 1.0)
+    for i, step in enumerate(recorded["steps"]):
+        set_learning_rate(optimizer, poly(recorded["base_lr_G"], step, recorded["num_steps"], recorded["power"]))
+        set_learning_rate(adam, poly(recorded["base_lr_D"], step, recorded["num_steps"], recorded["power"]))
+        rates = {group["lr_multiplier"]: group["lr"] for group in optimizer.param_groups}
+        np.testing.assert_allclose(
+            (rates[1], rates[10], adam.param_groups[0]["lr"]),
+            [recorded[key][i] for key in ("lr_G_trunk", "lr_G_classifiers", "lr_D")],
+            rtol=1e-12,
+        )

@@ -1,0 +1,177 @@
+"""Weight files: what is read, recognised and loaded, and what is refused with which words."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from conftest import GOLDEN
+
+from model import WeightsError, build_model, load_model, load_weights, read_weights, settings_from_weights
+
+INITIALISATION = json.loads((GOLDEN / "adaptsegnet/keys.json").read_text())["pretrained_init_file"]
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(value, name="weights.pth"):
+        torch.save(value, tmp_path / name)
+        return str(tmp_path / name)
+
+    return save
+
+
+def mini(**settings):
+    return build_model("MiniResNet18", **settings)
+
+
+def test_snapshot_comes_back(save):
+    network = mini()
+    again = mini()
+    report = load_weights(again, read_weights(save(network.state_dict())), "weights.pth")
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+    assert f"{len(network.state_dict())} tensors loaded" in report
+
+
+def test_containers_and_prefixes_are_taken_off(save):
+    state = mini().state_dict()
+    wrapped = {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}}
+    assert read_weights(save(wrapped)).keys() == state.keys()
+
+
+def test_the_initialisation_file_gives_the_trunk_and_leaves_the_classifiers(save):
+    network = build_model("DeeplabMulti")
+    own = network.state_dict()
+    keys = INITIALISATION["trunk_keys"] + INITIALISATION["skipped_when_num_classes_is_19"]
+    file = {
+        key: torch.full_like(own[key.removeprefix("Scale.")], 7) if "layer5" not in key else torch.zeros(21)
+        for key in keys
+    }
+    before = own["layer5.conv2d_list.0.weight"].clone()
+    report = load_weights(network, read_weights(save(file)), "init.pth", fresh_heads=True)
+    assert "layer5, layer6 stay random" in report
+    loaded = network.state_dict()
+    assert all((loaded[key.removeprefix("Scale.")] == 7).all() for key in INITIALISATION["trunk_keys"])
+    assert torch.equal(loaded["layer5.conv2d_list.0.weight"], before)
+
+
+def test_another_number_of_classes_makes_fresh_classifiers_only_when_training_starts():
+    state = mini(num_classes=16).state_dict()
+    network = mini()
+    assert "layer5, layer6 stay random" in load_weights(network, state, "file", fresh_heads=True)
+    with pytest.raises(
+        WeightsError, match=r"file: does not fit MiniResNet18: layer5.* has shape \(16, .*expected \(19,"
+    ):
+        load_weights(network, state, "file")
+
+
+def test_a_missing_backbone_tensor_is_an_error_even_when_training_starts():
+    state = mini().state_dict()
+    del state["layer2.0.conv1.weight"]
+    with pytest.raises(WeightsError, match="layer2.0.conv1.weight is missing"):
+        load_weights(mini(), state, "file", fresh_heads=True)
+
+
+def test_weights_of_clan_and_adaptsegnet_are_told_apart():
+    with pytest.raises(WeightsError, match="AdaptSegNet and MaxSquare have layer5 on layer 3, CLAN on layer 4"):
+        load_weights(mini(heads="multi"), mini(heads="twin").state_dict(), "file", fresh_heads=True)
+
+
+def test_foreign_keys_are_reported():
+    state = {**mini().state_dict(), "stranger": torch.zeros(1)}
+    assert "1 ignored (stranger)" in load_weights(mini(), state, "file")
+
+
+def test_torchvision_weights(save):
+    from torchvision.models import resnet18, vgg16
+
+    network = build_model("ResNet18")
+    original = resnet18()
+    report = load_weights(network, original.state_dict(), "resnet18.pth", fresh_heads=True)
+    assert "2 ignored (fc.weight, fc.bias)" in report
+    assert torch.equal(network.layer4[1].conv2.weight, original.layer4[1].conv2.weight)
+    with pytest.raises(WeightsError, match="use --model ResNet101"):
+        load_weights(build_model("Oracle"), {"fc.weight": torch.zeros(1)}, "resnet101.pth", fresh_heads=True)
+
+    with torch.device("meta"):
+        state = {key: tuple(value.shape) for key, value in vgg16().state_dict().items() if key.startswith("features")}
+    state = {key: torch.full(shape, float(key.split(".")[1])) for key, shape in state.items()}
+    vgg = build_model("DeeplabVGG")
+    load_weights(vgg, {**state, "classifier.6.weight": torch.zeros(1)}, "vgg16.pth", fresh_heads=True)
+    assert (vgg.features[21].weight == 21).all() and (vgg.features[27].weight == 28).all()
+
+
+@pytest.mark.parametrize(
+    "name, settings",
+    [("DeeplabVGG", {}), ("MiniResNet18", {"heads": "twin"}), ("MiniResNet18", {"heads": "single"}), ("ResNet18", {})],
+)
+def test_the_network_is_recognised_from_its_weights(name, settings, save):
+    network = build_model(name, num_classes=16, **settings).eval()
+    path = save(network.state_dict())
+    found = load_model(path)
+    image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    with torch.inference_mode():
+        for expected, actual in zip(network(image), found(image), strict=True):
+            torch.testing.assert_close(actual, expected)
+
+
+def test_published_layouts_are_recognised_from_their_keys():
+    for name, expected in (
+        ("DeeplabMulti", "DeeplabMulti"),
+        ("Oracle", "Oracle"),
+        ("ResNet", "ResNet"),
+        ("ResNet50", "ResNet50"),
+    ):
+        with torch.device("meta"):
+            state = build_model(name).state_dict()
+        assert settings_from_weights(state)["name"] == expected
+
+
+def test_what_keys_cannot_tell_comes_from_the_run_directory(save, tmp_path):
+    network = mini(aspp_branches=2, normalization="imagenet", aspp_rates=(1, 2, 3, 4))
+    path = save(network.state_dict())
+    (tmp_path / "args.json").write_text(json.dumps({"network": network.settings}))
+    found = load_model(path)
+    assert found.settings == network.settings
+    assert load_model(path, aspp_branches=4).layer5.branches == 4
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def test_files_that_are_no_weights(save, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good = save(mini().state_dict(), "good.pth")
+    (tmp_path / "cut.pth").write_bytes(open(good, "rb").read()[:5000])
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html><html>Sign in</html>")
+    (tmp_path / "text.pth").write_text("hello\n")
+    (tmp_path / "empty.pth").write_text("")
+    (tmp_path / "noise.pth").write_bytes(bytes(range(256)) * 8)
+    with open(tmp_path / "code.pth", "wb") as file:
+        pickle.dump({"conv1.weight": RunsCode()}, file)
+    save([1, 2], "list.pth")
+    save({"optimizer": {"lr": 1}}, "numbers.pth")
+    for name, message in (
+        ("missing.pth", "no such file"),
+        ("cut.pth", "truncated"),
+        ("page.pth", "web page"),
+        ("text.pth", "text file"),
+        ("empty.pth", "is empty"),
+        ("noise.pth", "not a PyTorch file"),
+        ("code.pth", "could run code"),
+        ("list.pth", "holds a list"),
+        ("numbers.pth", "holds no state dict"),
+    ):
+        with pytest.raises(WeightsError, match=f"{name}.*{message}"):
+            read_weights(name)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_unknown_networks_are_refused(save):
+    with pytest.raises(WeightsError, match="not a segmentation network known here"):
+        load_model(save({"encoder.weight": torch.zeros(1)}))

@@ -1,0 +1,248 @@
+"""AdaptSegNet: Learning to Adapt Structured Output Space for Semantic Segmentation (Tsai et al., CVPR 2018, 1802.10349).
+
+A discriminator D learns to tell the softmax maps of source images from those of target images; the segmentation network
+G learns from source labels, and to make its target maps look like source maps (sections 3 and 4 of the paper):
+
+    L_seg = cross entropy of the source prediction                                 (eq. 1, 4)
+    L_adv = D's loss on the target prediction, if it were a source one             (eq. 2, 5)
+    G minimises  sum over levels i:  lambda_seg_i * L_seg_i + lambda_adv_i * L_adv_i
+    D_i minimises  (loss on source maps, label 0) / 2 + (loss on target maps, label 1) / 2
+
+Level 1 is the classifier on layer 3, level 2 (lambda_seg = 1) the one on layer 4. As published:
+
+    multi-level   python train_adaptsegnet.py --snapshot-dir ./snapshots/GTA2Cityscapes_multi \\
+                      --lambda-seg 0.1 --lambda-adv-target1 0.0002 --lambda-adv-target2 0.001
+    single-level  python train_adaptsegnet.py --snapshot-dir ./snapshots/GTA2Cityscapes_single \\
+                      --lambda-seg 0.0 --lambda-adv-target1 0.0 --lambda-adv-target2 0.001
+    LS-GAN        python train_adaptsegnet.py --snapshot-dir ./snapshots/GTA2Cityscapes_single_lsgan \\
+                      --lambda-seg 0.0 --lambda-adv-target1 0.0 --lambda-adv-target2 0.01 --gan LS
+
+Several GPUs: torchrun --nproc-per-node N train_adaptsegnet.py ... (the batch size is per process).
+"""
+
+from collections import defaultdict
+
+import torch
+from torch.nn import functional as F
+
+from dataset import EndlessLoader, build_dataset, class_names, sequential_loader
+from dataset.transforms import Compose, RandomMirror, Resize
+from model import OutputDiscriminator, build_model, read_weights, upsample
+from utils import distributed
+from utils.arguments import (
+    Parser,
+    add_network_flags,
+    add_optimization_flags,
+    add_source_flags,
+    add_target_flags,
+    set_data_defaults,
+)
+from utils.device import prepare, set_up
+from utils.evaluation import evaluate
+from utils.losses import cross_entropy
+from utils.optimizers import discriminator_optimizer, poly, segmentation_optimizer, set_learning_rate
+from utils.pictures import prediction_panel
+from utils.run import Run
+from utils.start import exit_with_message, restore
+
+SOURCE, TARGET = 0, 1
+
+
+def get_arguments(arguments=None):
+    parser = Parser(__doc__)
+    add_source_flags(parser)
+    add_target_flags(parser)
+    add_network_flags(parser, model="DeepLab")
+    add_optimization_flags(parser, num_steps=250000, num_steps_stop=150000, save_pred_every=5000)
+    group = parser.add_argument_group("AdaptSegNet")
+    group.add_argument("--gan", choices=("Vanilla", "LS"), default="Vanilla", help="loss of the discriminators")
+    group.add_argument(
+        "--lambda-seg", type=float, default=0.1, help="weight of level 1's segmentation loss (level 2: 1)"
+    )
+    group.add_argument("--lambda-adv-target1", type=float, default=0.0002, help="weight of level 1's adversarial loss")
+    group.add_argument("--lambda-adv-target2", type=float, default=0.001, help="weight of level 2's adversarial loss")
+    group.add_argument("--learning-rate-D", type=float, default=1e-4, help="of the discriminators")
+    group.add_argument(
+        "--restore-discriminator", metavar="D1,D2", help="weights of the discriminators, comma-separated"
+    )
+    parser.add_switch("--random-mirror", group=group, help="mirror images at random (the original ignores this flag)")
+    parser.accept_without_effect("--is-training", "--not-restore-last", "--random-scale", "--tensorboard", "--cpu")
+    parser.accept_without_effect("--ignore-label", "--log-dir", takes_value=True)
+    return set_data_defaults(parser.parse_args(arguments))
+
+
+def adversarial_loss(domain_logits, domain, gan):
+    """How far a discriminator's logits are from saying `domain` (0 source, 1 target), averaged over the map (eq. 2, 5).
+
+    Args:
+        domain_logits: (N,1,h,w).
+        gan: "Vanilla" (binary cross entropy) or "LS" (mean squared error of the raw output, LSGAN).
+    """
+    truth = torch.full_like(domain_logits, domain)
+    if gan == "LS":
+        return F.mse_loss(domain_logits.float(), truth.float())
+    return F.binary_cross_entropy_with_logits(domain_logits, truth)
+
+
+def main(args):
+    device = set_up(args)
+
+    # Data
+    source_loader, target_loader, val_loader = build_loaders(args)
+
+    # Networks: G and one discriminator per level
+    G = build_model(
+        args.model,
+        args.num_classes,
+        aspp_branches=args.aspp_branches,
+        batch_norm=args.batch_norm,
+        heads=None if "vgg" in args.model.lower() else "multi",
+    )
+    restore(G, args.restore_from)
+    levels = (1, 2)[-len(G.head_names) :]
+    D = {level: OutputDiscriminator(args.num_classes) for level in levels}
+    restore_discriminators(D, args.restore_discriminator)
+    for network in (G, *D.values()):
+        prepare(network, args, device).train()
+    lambda_seg = {1: args.lambda_seg, 2: 1.0}
+    lambda_adv = {1: args.lambda_adv_target1, 2: args.lambda_adv_target2}
+
+    # Optimizers
+    optimizer_G = segmentation_optimizer(
+        G.parameter_groups(), args.updates, args.learning_rate, args.momentum, args.weight_decay
+    )
+    optimizers_D = {
+        level: discriminator_optimizer(D[level].parameters(), args.updates, args.learning_rate_D) for level in levels
+    }
+
+    run = Run(
+        args,
+        device,
+        args.source.upper(),
+        {"": G, **{f"_D{level}": D[level] for level in levels}},
+        {"G": optimizer_G, **{f"D{level}": optimizers_D[level] for level in levels}},
+        {"source": source_loader, "target": target_loader},
+    )
+    run.start()
+    parallel_G, parallel_D = distributed.wrap(G), {level: distributed.wrap(D[level]) for level in levels}
+    source_size, target_size = args.input_size[::-1], args.input_size_target[::-1]
+
+    for step in run.steps(args.num_steps_stop):
+        rate_G = poly(args.learning_rate, step, args.num_steps, args.power)
+        rate_D = poly(args.learning_rate_D, step, args.num_steps, args.power)
+        for optimizer, rate in ((optimizer_G, rate_G), *((optimizer, rate_D) for optimizer in optimizers_D.values())):
+            set_learning_rate(optimizer, rate)
+            optimizer.zero_grad(set_to_none=True)
+        losses = defaultdict(float)
+
+        for _ in range(args.iter_size):
+            # Train G: the discriminators judge, but do not learn.
+            for network in D.values():
+                network.requires_grad_(False)
+
+            # ... with source
+            source = run.next(source_loader)
+            with run.autocast():
+                pred_source = [upsample(logits, source_size) for logits in parallel_G(source["image"])]
+                loss_seg = dict(
+                    zip(levels, (cross_entropy(pred, source["label"]) for pred in pred_source), strict=True)
+                )
+                loss = sum(lambda_seg[level] * loss_seg[level] for level in levels)
+            run.backward(loss / args.iter_size)
+
+            # ... with target
+            target = run.next(target_loader)
+            with run.autocast():
+                pred_target = [upsample(logits, target_size) for logits in parallel_G(target["image"])]
+                loss_adv = {
+                    level: adversarial_loss(D[level](F.softmax(pred, dim=1)), SOURCE, args.gan)
+                    for level, pred in zip(levels, pred_target, strict=True)
+                }
+                loss = sum(lambda_adv[level] * loss_adv[level] for level in levels)
+            run.backward(loss / args.iter_size)
+
+            # Train D, with the maps of both domains as G made them before its update.
+            loss_D = dict.fromkeys(levels, 0.0)
+            for network in D.values():
+                network.requires_grad_(True)
+            for domain, predictions in ((SOURCE, pred_source), (TARGET, pred_target)):
+                for level, pred in zip(levels, predictions, strict=True):
+                    with run.autocast():
+                        domain_logits = parallel_D[level](F.softmax(pred.detach(), dim=1))
+                        loss = adversarial_loss(domain_logits, domain, args.gan) / 2
+                    run.backward(loss / args.iter_size)
+                    loss_D[level] += loss.detach()
+
+            for name, values in (("seg", loss_seg), ("adv", loss_adv), ("D", loss_D)):
+                for level in levels:
+                    losses[f"loss_{name}{level}"] += values[level].detach() / args.iter_size
+
+        run.update(optimizer_G, *optimizers_D.values())
+
+        run.log(step, losses, {"lr_G": rate_G, "lr_D": rate_D})
+        run.save(step)
+        if run.due(step, args.save_pred_every):
+            run.add_picture(step, "source", prediction_panel(source, pred_source[-1], args.save_num_images))
+            run.add_picture(step, "target", prediction_panel(target, pred_target[-1], args.save_num_images))
+        if run.due(step, args.val_every):
+            run.record_validation(
+                step,
+                evaluate(G, val_loader, args.num_classes, device, autocast=run.autocast),
+                class_names(args.num_classes),
+            )
+
+
+def build_loaders(args):
+    """Endless source and target batches, and the labelled val split of the target if --val-every asks for it."""
+    mirror = [RandomMirror()] if args.random_mirror else []
+    source = build_dataset(
+        args.source,
+        args.data_dir,
+        args.source_split,
+        args.data_list,
+        args.num_classes,
+        Compose([*mirror, Resize(args.input_size)]),
+    )
+    target = build_dataset(
+        args.target,
+        args.data_dir_target,
+        args.set,
+        args.data_list_target,
+        args.num_classes,
+        Compose([*mirror, Resize(args.input_size_target)]),
+        labels=False,
+        city=args.city_name,
+    )
+    parallel = {"num_workers": args.num_workers, "rank": distributed.rank(), "world_size": distributed.world_size()}
+    loaders = [
+        EndlessLoader(dataset, args.batch_size, args.random_seed + offset, **parallel)
+        for offset, dataset in enumerate((source, target))
+    ]
+    if not args.val_every:
+        return *loaders, None
+    val = build_dataset(
+        args.target,
+        args.data_dir_target,
+        "val",
+        None,
+        args.num_classes,
+        Resize(args.input_size_target),
+        city=args.city_name,
+    )
+    return *loaders, sequential_loader(val, **parallel)
+
+
+def restore_discriminators(D, files):
+    """Load the discriminators from comma-separated `files`, lowest level first."""
+    if not files:
+        return
+    files = files.split(",")
+    if len(files) != len(D):
+        raise ValueError(f"--restore-discriminator names {len(files)} files, but there are {len(D)} discriminators")
+    for network, file in zip(D.values(), files, strict=True):
+        network.load_state_dict(read_weights(file))
+
+
+if __name__ == "__main__":
+    with exit_with_message():
+        main(get_arguments())

@@ -1,0 +1,62 @@
+"""Several processes by torchrun and DistributedDataParallel; everything here is a no-op in a single process."""
+
+import os
+
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+
+def start(device):
+    """Join the process group that torchrun describes, if any, and return this process's own device."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def finish():
+    """Leave the process group."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def rank():
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world_size():
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def is_main():
+    """True in the one process that writes files and prints."""
+    return rank() == 0
+
+
+def wrap(network):
+    """Wrap `network` so that backward passes average its gradients over the processes.
+
+    A discriminator that judges with its own parameters frozen must be called unwrapped there: no gradient of it is to be
+    averaged, and the wrapper would wait for them.
+    """
+    if world_size() == 1:
+        return network
+    device = next(network.parameters()).device
+    return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def sum_across_processes(tensor):
+    """The sum of `tensor` over all processes (the tensor itself in a single process)."""
+    if world_size() > 1:
+        tensor = tensor.clone()
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def wait_for_all():
+    if world_size() > 1:
+        distributed.barrier()

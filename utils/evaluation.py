@@ -1,0 +1,73 @@
+"""Prediction with mirrored and rescaled images, and scoring over a data set."""
+
+import contextlib
+
+import torch
+from torch.nn import functional as F
+
+from model import upsample
+
+from .metrics import ConfusionMatrix
+
+HEADS = ("last", "sum")
+
+
+def predict(model, images, size, heads=None, flip=False, scales=(1.0,)):
+    """Scores (N,C,H,W) of images at output `size` (H,W): their argmax is the prediction.
+
+    A single pass gives logits; with `flip` or several `scales` the softmax probabilities of all passes are averaged.
+
+    Args:
+        images: (N,3,h,w) uint8 RGB.
+        heads: "last" (the main classifier) or "sum" (the classifiers' logits added, as CLAN does); default: the network's own.
+        scales: factors of the input size.
+    """
+    if not flip and tuple(scales) == (1.0,):
+        return upsample(_logits(model, images, heads), size)
+    total = 0.0
+    for scale in scales:
+        scaled = images if scale == 1.0 else _rescale(images, scale)
+        total = total + F.softmax(upsample(_logits(model, scaled, heads), size).float(), dim=1)
+        if flip:
+            mirrored = upsample(_logits(model, scaled.flip(-1), heads), size)
+            total += F.softmax(mirrored.float(), dim=1).flip(-1)
+    return total / (len(scales) * (2 if flip else 1))
+
+
+@torch.inference_mode()
+def evaluate(model, loader, num_classes, device, autocast=contextlib.nullcontext, **options):
+    """Score `model` on a loader of labelled single samples (see `dataset.sequential_loader`) at the labels' own size.
+
+    The network is put into evaluation mode, and back afterwards. With several processes each scores its share and all
+    return the sum.
+
+    Args:
+        autocast: makes the context of mixed precision.
+        options: of `predict`.
+
+    Returns:
+        ConfusionMatrix.
+    """
+    was_training = model.training
+    model.eval()
+    confusion = ConfusionMatrix(num_classes, device)
+    for batch in loader:
+        label = batch["label"].to(device, non_blocking=True)
+        with autocast():
+            scores = predict(model, batch["image"].to(device, non_blocking=True), label.shape[1:], **options)
+        confusion.add(label, scores.argmax(1))
+    model.train(was_training)
+    return confusion.reduce()
+
+
+def _logits(model, images, heads):
+    outputs = model(images)
+    if (heads or getattr(model, "default_heads", "last")) == "sum":
+        return torch.stack(outputs).sum(0)
+    return outputs[-1]
+
+
+def _rescale(images, scale):
+    size = [int(side * scale) for side in images.shape[-2:]]
+    resized = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,22 @@
+"""Losses that several methods share."""
+
+from torch.nn import functional as F
+
+from .distributed import sum_across_processes, world_size
+
+IGNORED = 255
+
+
+def cross_entropy(logits, label):
+    """Mean cross entropy over the labelled pixels of the global batch.
+
+    Args:
+        logits: (N,C,H,W).
+        label: (N,H,W) train ids of any integer type, 255 for ignored.
+
+    Without any labelled pixel the loss is 0 with zero gradients (the originals log nan there, with zero gradients too).
+    With several processes the mean is over the pixels of all of them, as if one process had the whole batch.
+    """
+    total = F.cross_entropy(logits, label.long(), ignore_index=IGNORED, reduction="sum")
+    labelled = sum_across_processes((label != IGNORED).sum())
+    return total * world_size() / labelled.clamp(min=1)

@@ -1,0 +1,107 @@
+"""Confusion matrix, IoU, and the tables that name their protocol."""
+
+import math
+
+import torch
+
+from dataset.classes import SUBSETS, class_names, subset
+
+from .distributed import sum_across_processes
+
+# Two published protocols share the name "mIoU over 13": they give different numbers for one prediction.
+SUBSET_OF_MATRIX = "subset of the full confusion matrix"
+OTHERS_REMOVED = "other classes' pixels removed first"
+
+
+class ConfusionMatrix:
+    """Counts of (ground truth, prediction) pairs, rows ground truth, on the device of what is counted.
+
+    Pixels whose label is not in 0..num_classes-1 are left out.
+    """
+
+    def __init__(self, num_classes, device="cpu"):
+        self.num_classes = num_classes
+        self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+
+    def add(self, label, prediction):
+        """Count one or more label maps against predictions of the same shape (any integer type).
+
+        Raises:
+            ValueError: the shapes differ, or a counted pixel's prediction is no class.
+        """
+        if label.shape != prediction.shape:
+            raise ValueError(f"prediction of shape {tuple(prediction.shape)} for a label of shape {tuple(label.shape)}")
+        counted = label < self.num_classes
+        cells = label[counted].long() * (self.num_classes + 1) + prediction[counted].long().clamp(max=self.num_classes)
+        counts = torch.bincount(cells, minlength=self.num_classes * (self.num_classes + 1))
+        counts = counts.view(self.num_classes, self.num_classes + 1)
+        if self.matrix.device.type == "cpu" and counts[:, -1].any():
+            raise ValueError(f"{int(counts[:, -1].sum())} predicted pixels are no class (0..{self.num_classes - 1})")
+        self.matrix += counts[:, :-1].to(self.matrix.device)
+
+    def reduce(self):
+        """Sum over all processes, in place."""
+        self.matrix = sum_across_processes(self.matrix)
+        return self
+
+
+def iou_per_class(matrix):
+    """(C,) float64 intersection over union; nan for a class that neither occurs nor is predicted."""
+    matrix = matrix.double().cpu()
+    return matrix.diag() / (matrix.sum(0) + matrix.sum(1) - matrix.diag())
+
+
+def mean_iou(matrix):
+    """The mean IoU over the classes that occur or are predicted, as a float; nan if there are none."""
+    return float(iou_per_class(matrix).nanmean())
+
+
+def scores(matrix):
+    """What a confusion matrix of 19, 16 or 13 classes says, as a JSON-able dict of fractions (None for absent classes).
+
+    `iou` per class, `miou` over all of them, and for each smaller published set of classes its mIoU under both
+    protocols: the mean over a subset of these IoUs, and the mIoU once pixels of the other classes are removed.
+    """
+    num_classes = len(matrix)
+    iou = iou_per_class(matrix)
+    result = {
+        "num_classes": num_classes,
+        "miou": _none_if_nan(mean_iou(matrix)),
+        "iou": {name: _none_if_nan(value) for name, value in zip(names(num_classes), iou.tolist(), strict=True)},
+        "subsets": {},
+    }
+    if num_classes not in SUBSETS:
+        return result
+    for size in (size for size in (16, 13) if size < num_classes):
+        members = [subset(num_classes).index(train_id) for train_id in subset(size)]
+        result["subsets"][str(size)] = {
+            SUBSET_OF_MATRIX: _none_if_nan(float(iou[members].nanmean())),
+            OTHERS_REMOVED: _none_if_nan(mean_iou(matrix[members][:, members])),
+        }
+    return result
+
+
+def names(num_classes):
+    """Class names of the known sets, numbers for any other."""
+    return class_names(num_classes) if num_classes in SUBSETS else [str(number) for number in range(num_classes)]
+
+
+def table(result):
+    """`scores(...)` as the text that the originals print, followed by the smaller sets with their protocol."""
+    lines = [f"===>{ORIGINAL_NAMES.get(name, name)}:\t{_percent(value)}" for name, value in result["iou"].items()]
+    lines.append(f"===> mIoU: {_percent(result['miou'])}")
+    for size, by_protocol in result["subsets"].items():
+        lines += [f"mIoU of {size} classes ({protocol}): {_percent(value)}" for protocol, value in by_protocol.items()]
+    return "\n".join(lines)
+
+
+# AdaptSegNet's tool spells three names in its own way; scripts that read its output expect them.
+ORIGINAL_NAMES = {"traffic light": "light", "traffic sign": "sign", "motorcycle": "motocycle"}
+
+
+def _percent(value):
+    return "nan" if value is None else str(round(100 * value, 2))
+
+
+def _none_if_nan(value):
+    return None if math.isnan(value) else value

@@ -1,0 +1,99 @@
+"""Optimizers and the learning-rate schedule of the originals."""
+
+import math
+
+import torch
+from torch.optim import Adam, Optimizer
+
+
+class RepeatedUpdateSGD(Optimizer):
+    """SGD that updates a parameter several times a step: what the published results were really trained with.
+
+    The originals list most backbone tensors three or four times in the optimizer (once per enclosing module), and the
+    PyTorch of their time (up to 1.4) visited every entry of the list. One visit does, in this order,
+
+        gradient <- gradient + weight_decay * value        (kept: decay piles up over the visits)
+        buffer   <- momentum * buffer + gradient
+        value    <- value - learning_rate * buffer
+
+    so a tensor listed three times moves about three times as far as the learning rate says. Each parameter stands here
+    once, in a group whose `visits` says how often it was listed; `visits` 1 is plain SGD. Today's `torch.optim.SGD` warns
+    about repeated parameters and computes something else with them. Pass `visits` from `Segmenter.parameter_groups`.
+    """
+
+    def __init__(self, groups, lr, momentum=0.9, weight_decay=5e-4):
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "visits": 1})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if closure is not None:
+            raise ValueError("RepeatedUpdateSGD takes no closure: its repeated updates share one gradient")
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            gradients = [parameter.grad for parameter in parameters]
+            for parameter in parameters:
+                if "momentum_buffer" not in self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+            for _ in range(group["visits"]):
+                torch._foreach_add_(gradients, parameters, alpha=group["weight_decay"])
+                torch._foreach_mul_(buffers, group["momentum"])
+                torch._foreach_add_(buffers, gradients)
+                torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
+
+
+class EarlyEpsilonAdam(Adam):
+    """Adam as in PyTorch up to 1.2: eps is added to the root of the second moment before its bias correction.
+
+    That is today's Adam with eps divided by sqrt(1 - beta2^step), a difference of 0.1 to 0.2 % in the first steps.
+    """
+
+    def __init__(self, params, lr, betas=(0.9, 0.99), eps=1e-8):
+        super().__init__(params, lr=lr, betas=betas, eps=eps)
+        self.published_eps = eps
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            step = 1 + max((int(self.state[p]["step"]) for p in group["params"] if p in self.state), default=0)
+            group["eps"] = self.published_eps / math.sqrt(1 - group["betas"][1] ** step)
+        return super().step(closure)
+
+
+def segmentation_optimizer(groups, updates, lr, momentum, weight_decay):
+    """SGD for a segmentation network's `parameter_groups()`, each group at its own multiple of `lr`.
+
+    `updates` is "published" (the repeated updates of the original training) or "clean" (each parameter once, today's SGD).
+    """
+    if updates == "published":
+        optimizer = RepeatedUpdateSGD(groups, lr, momentum, weight_decay)
+    else:
+        optimizer = torch.optim.SGD(groups, lr, momentum, weight_decay=weight_decay)
+    set_learning_rate(optimizer, lr)
+    return optimizer
+
+
+def discriminator_optimizer(parameters, updates, lr):
+    """Adam with betas (0.9, 0.99): of PyTorch 1.0 for `updates` "published", today's for "clean"."""
+    if updates == "published":
+        return EarlyEpsilonAdam(parameters, lr)
+    return Adam(parameters, lr, betas=(0.9, 0.99))
+
+
+def adam(groups, lr, weight_decay):
+    """Adam with betas (0.9, 0.99) for a segmentation network's groups, each parameter once (MaxSquare's --optim Adam)."""
+    optimizer = Adam(groups, lr, betas=(0.9, 0.99), weight_decay=weight_decay)
+    set_learning_rate(optimizer, lr)
+    return optimizer
+
+
+def poly(base, step, num_steps, power):
+    """The poly schedule: base * (1 - step / num_steps) ^ power."""
+    return base * (1 - step / num_steps) ** power
+
+
+def set_learning_rate(optimizer, lr):
+    """Set every group to `lr` times its `lr_multiplier`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_multiplier", 1)

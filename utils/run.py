@@ -1,0 +1,374 @@
+"""A run: its directory, log, pictures, snapshots, and exact resume. Every training script uses it in the same way."""
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+
+import torch
+from torch import distributed
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from .distributed import is_main, rank, wait_for_all, world_size
+from .metrics import iou_per_class, mean_iou
+from .state import StateError, load_state, random_state, save_atomically, save_state, set_random_state
+
+# Flags that may change when a run is resumed: they alter neither weights nor data order.
+FREE_ON_RESUME = {
+    "resume",
+    "device",
+    "gpu",
+    "num_workers",
+    "log_every",
+    "val_every",
+    "save_state_every",
+    "save_num_images",
+    "snapshot_dir",
+    "num_steps_stop",
+    "save_pred_every",
+    "network",
+}
+AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class NotFiniteError(RuntimeError):
+    """A loss became NaN or infinite."""
+
+
+class Run:
+    """What surrounds a training loop.
+
+    Args:
+        args: the script's flags.
+        device: where the networks are.
+        name: what snapshots are called, `<name>_<step><suffix>.pth`.
+        networks: {suffix: network}, unwrapped; the first is the segmentation network, whose suffix is "".
+        optimizers: {name: optimizer}.
+        loaders: {name: EndlessLoader}.
+
+    A script calls `start()` once, iterates over `steps(stop)`, and in each step calls `next(loader)`, `log(...)`, `save(step)`.
+    """
+
+    def __init__(self, args, device, name, networks, optimizers, loaders):
+        self.args, self.device, self.name = args, device, name
+        self.networks, self.optimizers, self.loaders = networks, optimizers, loaders
+        self.directory = args.snapshot_dir
+        self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+        self.first_step = 0
+        self.best = {"miou": -1.0, "step": None}
+        self.last = {"miou": None, "step": None}
+        self.pending = None
+        self.batch_files = []
+        self.writer = None
+        self._restart_clock(0)
+
+    # Start and resume
+
+    def start(self):
+        """Prepare the run directory, or with --resume restore everything from it; return the first step.
+
+        Raises:
+            StateError: the directory holds another run (without --resume), or no readable or matching state (with it).
+        """
+        if self.args.resume:
+            self._restore()
+        elif os.path.exists(self._path("state.pth")):
+            raise StateError(
+                f"{self.directory} holds a run already: continue it with --resume, or choose another --snapshot-dir"
+            )
+        if is_main():
+            os.makedirs(self.directory, exist_ok=True)
+            self._write_args()
+            self._drop_metrics_from(self.first_step)
+            self.metrics = open(self._path("metrics.jsonl"), "a", buffering=1)
+            self.writer = SummaryWriter(self.directory, purge_step=self.first_step if self.args.resume else None)
+        wait_for_all()
+        return self.first_step
+
+    def _restore(self):
+        state, problems = load_state(self._path("state.pth"))
+        for problem in problems if is_main() else ():
+            print(f"warning: {problem}; continuing from the state before it", file=sys.stderr)
+        self._check_same_run(state["args"])
+        for suffix, network in self.networks.items():
+            network.load_state_dict(state["networks"][suffix])
+        for key, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][key])
+        for key, loader in self.loaders.items():
+            loader.load_state_dict(state["loaders"][key])
+        self.scaler.load_state_dict(state["scaler"])
+        self.best, self.last = state["best"], state["last"]
+        self.first_step = state["next_step"]
+        if len(state["random"]) == world_size():
+            set_random_state(state["random"][rank()])
+
+    def _check_same_run(self, saved):
+        current = json.loads(json.dumps(vars(self.args)))
+        changed = [key for key in current if key not in FREE_ON_RESUME and key in saved and saved[key] != current[key]]
+        if changed:
+            changes = ", ".join(f"--{key.replace('_', '-')} {saved[key]} (now {current[key]})" for key in changed)
+            raise StateError(f"{self.directory} was started with other flags: {changes}; resume with the same ones")
+
+    def _write_args(self):
+        record = {
+            **vars(self.args),
+            "network": getattr(self.networks[""], "settings", None),
+            "versions": _versions(),
+            "command": sys.argv,
+        }
+        with open(self._path("args.json.tmp"), "w") as file:
+            json.dump(record, file, indent=2)
+        os.replace(self._path("args.json.tmp"), self._path("args.json"))
+
+    def _drop_metrics_from(self, step):
+        path = self._path("metrics.jsonl")
+        if not os.path.exists(path):
+            return
+        with open(path) as file:
+            rows = [line for line in file if _step_of(line) < step]
+        with open(f"{path}.tmp", "w") as file:
+            file.writelines(rows)
+        os.replace(f"{path}.tmp", path)
+
+    # The loop
+
+    def steps(self, stop):
+        """Iterate over the steps that are left, with a progress bar; afterwards write the last snapshot and the state."""
+        self._restart_clock(self.first_step)
+        self.bar = tqdm(
+            range(self.first_step, stop),
+            initial=self.first_step,
+            total=stop,
+            disable=not is_main(),
+            dynamic_ncols=True,
+            mininterval=1.0,
+        )
+        for step in self.bar:
+            self.batch_files = []
+            yield step
+        self._check_pending()
+        if is_main():
+            self._save_networks(f"{self.name}_{stop}")
+        self._save_state(stop)
+        self._close()
+
+    def next(self, loader):
+        """The loader's next batch with `image` and `label` on the device; the wait for it is accounted for."""
+        began = time.perf_counter()
+        batch = next(loader)
+        self.wait += time.perf_counter() - began
+        self.images += len(batch["image"]) * world_size()
+        self.batch_files += batch["path"]
+        for key in ("image", "label"):
+            if key in batch:
+                batch[key] = batch[key].to(self.device, non_blocking=True)
+        return batch
+
+    def autocast(self):
+        """The context of mixed precision chosen by --amp."""
+        if self.args.amp == "off":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, AMP_TYPES[self.args.amp])
+
+    def backward(self, loss):
+        self.scaler.scale(loss).backward()
+
+    def update(self, *optimizers):
+        """Step the optimizers in this order."""
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def log(self, step, losses, rates):
+        """Guard against losses that are not finite, and write a line every --log-every steps.
+
+        The values of a step are looked at one step later, when the device has long computed them, so that nothing waits.
+
+        Args:
+            losses: {name: scalar tensor}, detached or not.
+            rates: {name: learning rate}.
+
+        Raises:
+            NotFiniteError: a loss of the previous step is NaN or infinite; no state with its consequences is ever written.
+        """
+        self._check_pending()
+        values = torch.stack([loss.detach().float().reshape(()) for loss in losses.values()])
+        values = values.to("cpu", non_blocking=True)
+        copied = torch.cuda.Event() if self.device.type == "cuda" else None
+        if copied:
+            copied.record()
+        self.pending = (step, list(losses), values, copied, rates, self.batch_files)
+
+    def _check_pending(self):
+        if self.pending is None:
+            return
+        step, names, values, copied, rates, files = self.pending
+        self.pending = None
+        if copied:
+            copied.synchronize()
+        losses = dict(zip(names, values.tolist(), strict=True))
+        bad = [name for name, value in losses.items() if not math.isfinite(value)]
+        if bad:
+            raise NotFiniteError(
+                f"step {step}: {', '.join(f'{name} is {losses[name]}' for name in bad)}; batch: "
+                f"{', '.join(files)}. The last good state is in {self.directory}; a lower learning rate, or "
+                "--amp bf16 instead of fp16, usually helps"
+            )
+        if is_main() and (step + 1) % self.args.log_every == 0:
+            self._write_line(step, losses, rates)
+
+    def _write_line(self, step, losses, rates):
+        elapsed = max(time.perf_counter() - self.clock, 1e-9)
+        speed = {
+            "images_per_second": self.images / elapsed,
+            "data_wait": self.wait / elapsed,
+            "peak_memory_gb": _peak_memory(self.device) / 2**30,
+        }
+        self.metrics.write(json.dumps({"step": step, **rates, **losses, **speed}) + "\n")
+        for group, values in (("loss", losses), ("learning rate", rates), ("speed", speed)):
+            for name, value in values.items():
+                self.writer.add_scalar(f"{group}/{name}", value, step)
+        shown = {name: f"{value:.3f}" for name, value in losses.items()}
+        self.bar.set_postfix(
+            {
+                **shown,
+                "img/s": f"{speed['images_per_second']:.1f}",
+                "wait": f"{speed['data_wait']:.0%}",
+                "GB": f"{speed['peak_memory_gb']:.1f}",
+            },
+            refresh=False,
+        )
+        self._restart_clock(step)
+
+    def _restart_clock(self, step):
+        self.clock, self.wait, self.images = time.perf_counter(), 0.0, 0
+
+    # Validation and pictures
+
+    def due(self, step, every):
+        """True after every `every` steps (never for 0)."""
+        return every > 0 and (step + 1) % every == 0
+
+    def record_validation(self, step, confusion, class_names):
+        """Log the IoU of a validation and keep the best snapshot (`<name>_best.pth`) apart from the last."""
+        self._check_pending()
+        iou = iou_per_class(confusion.matrix)
+        miou = float(mean_iou(confusion.matrix))
+        self.last = {"miou": miou, "step": step}
+        better = miou > self.best["miou"]
+        if better:
+            self.best = dict(self.last)
+        if not is_main():
+            return
+        per_class = {
+            name: None if math.isnan(value) else float(value)
+            for name, value in zip(class_names, iou.tolist(), strict=True)
+        }
+        self.metrics.write(json.dumps({"step": step, "val_miou": miou, "val_iou": per_class}) + "\n")
+        self.writer.add_scalar("validation/mIoU", miou, step)
+        for name, value in per_class.items():
+            if value is not None:
+                self.writer.add_scalar(f"validation IoU/{name}", value, step)
+        if better:
+            self._save_networks(f"{self.name}_best")
+        tqdm.write(
+            f"step {step + 1}: mIoU {100 * miou:.2f} (best {100 * self.best['miou']:.2f} after step "
+            f"{self.best['step'] + 1})"
+        )
+        self._restart_clock(step)
+
+    def add_picture(self, step, title, picture):
+        """Show an (H,W,3) uint8 array in TensorBoard."""
+        if is_main():
+            self.writer.add_image(title, picture, step, dataformats="HWC")
+
+    # Files
+
+    def save(self, step):
+        """After the update of `step`: a snapshot every --save-pred-every steps, the state every --save-state-every steps.
+
+        As in the originals the snapshot named i follows the update of step i (counted from 0), so it has seen i + 1.
+        """
+        snapshot = step > 0 and step % self.args.save_pred_every == 0
+        if snapshot:
+            self._check_pending()
+            if is_main():
+                self._save_networks(f"{self.name}_{step}")
+        if snapshot or self.due(step, self.args.save_state_every):
+            self._save_state(step + 1)
+
+    def _save_networks(self, stem):
+        for suffix, network in self.networks.items():
+            save_atomically(network.state_dict(), self._path(f"{stem}{suffix}.pth"))
+
+    def _save_state(self, next_step):
+        self._check_pending()
+        states = [random_state()]
+        if world_size() > 1:
+            states = [None] * world_size()
+            distributed.all_gather_object(states, random_state())
+        if is_main():
+            save_state(
+                {
+                    "next_step": next_step,
+                    "args": json.loads(json.dumps(vars(self.args))),
+                    "networks": {key: network.state_dict() for key, network in self.networks.items()},
+                    "optimizers": {key: optimizer.state_dict() for key, optimizer in self.optimizers.items()},
+                    "loaders": {key: loader.state_dict() for key, loader in self.loaders.items()},
+                    "scaler": self.scaler.state_dict(),
+                    "random": states,
+                    "best": self.best,
+                    "last": self.last,
+                },
+                self._path("state.pth"),
+            )
+        wait_for_all()
+
+    def _close(self):
+        if not is_main():
+            return
+        self.metrics.close()
+        self.writer.close()
+        if self.best["step"] is not None:
+            print(
+                f"last validation: mIoU {100 * self.last['miou']:.2f} after step {self.last['step'] + 1}; best: "
+                f"{100 * self.best['miou']:.2f} after step {self.best['step'] + 1}"
+            )
+        print(f"weights: {self._path(self.name)}_{self.args.num_steps_stop}.pth")
+
+    def _path(self, name):
+        return os.path.join(self.directory, name)
+
+
+def _step_of(line):
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return math.inf  # the last line of a killed process may be cut off
+
+
+def _peak_memory(device):
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _versions():
+    revision = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+    )
+    return {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "git": revision.stdout.strip() or None,
+    }

@@ -1,0 +1,50 @@
+"""What happens before and around a training loop: starting weights, and errors told in one line."""
+
+import contextlib
+import os
+import sys
+
+from model import WeightsError, load_weights, read_weights
+
+from . import distributed
+from .run import NotFiniteError
+from .state import StateError
+
+INITIALISATION = "DeepLab_resnet_pretrained_init-f81d91e8.pth"
+EXPECTED_ERRORS = (WeightsError, StateError, NotFiniteError, ValueError, OSError)
+
+
+def restore(network, source):
+    """Give `network` its starting weights from --restore-from and print what was loaded.
+
+    Classifiers that the file lacks, or has for another number of classes, keep their random values.
+
+    Raises:
+        WeightsError: the file does not fit, or none is named and the usual one is not found.
+    """
+    if source == "none":
+        return
+    if source is None:
+        candidates = [os.path.join(folder, INITIALISATION) for folder in ("model", "pretrained_model", ".")]
+        source = next((path for path in candidates if os.path.exists(path)), None)
+        if source is None:
+            raise WeightsError(
+                f"no weights to start from: {INITIALISATION} is neither in ./model nor in ./pretrained_model. "
+                "Name a file or URL with --restore-from, or start from random weights with "
+                "--restore-from none"
+            )
+    report = load_weights(network, read_weights(source), source, fresh_heads=True)
+    if distributed.is_main():
+        print(report)
+
+
+@contextlib.contextmanager
+def exit_with_message():
+    """Turn errors that the user can mend into one line and exit status 1; leave the process group in any case."""
+    try:
+        yield
+    except EXPECTED_ERRORS as error:
+        print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        distributed.finish()

@@ -1,0 +1,93 @@
+"""Files that a killed process cannot leave half-written, and the random state that an exact resume needs."""
+
+import os
+import random
+
+import numpy as np
+import torch
+
+
+class StateError(RuntimeError):
+    """A run's state cannot be read or does not belong to this run."""
+
+
+def save_atomically(value, path):
+    """`torch.save` to a temporary file beside `path`, synced to the disk, then renamed: `path` is old or new, never partial."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "wb") as file:
+        torch.save(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save_state(state, path):
+    """Save a run's state to `path`, keeping the one that was there as its predecessor (`predecessor(path)`)."""
+    temporary = f"{path}.new"
+    save_atomically(state, temporary)
+    if os.path.exists(path):
+        os.replace(path, predecessor(path))
+    os.replace(temporary, path)
+
+
+def predecessor(path):
+    root, extension = os.path.splitext(path)
+    return f"{root}.previous{extension}"
+
+
+def load_state(path):
+    """Return (state, notes): the newest readable one of `path` and its predecessor, and why a newer one was passed over.
+
+    Raises:
+        StateError: neither can be read; the message says why for each.
+    """
+    problems = []
+    for candidate in (path, predecessor(path)):
+        try:
+            return _read(candidate), problems
+        except StateError as error:
+            problems.append(str(error))
+    raise StateError("nothing to resume from: " + "; ".join(problems))
+
+
+def _read(path):
+    if not os.path.exists(path):
+        raise StateError(f"{path}: no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StateError(f"{path}: truncated or not a state file ({reason})") from error
+    if not isinstance(state, dict) or "next_step" not in state:
+        raise StateError(f"{path}: a PyTorch file, but not the state of a run (weights go to --restore-from)")
+    return state
+
+
+def random_state():
+    """The state of every random generator of this process."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state):
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def seed_everything(seed):
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
