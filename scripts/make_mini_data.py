@@ -1,0 +1,150 @@
+"""Render the mini data: a small pair of domains in the data sets' own on-disk formats, made from a seed.
+
+    python scripts/make_mini_data.py data/mini                       # GTA5 and Cityscapes at 192x96, about half a minute
+    python scripts/make_mini_data.py data/mini --formats synthia,crosscity --preview preview.png
+    python scripts/make_mini_data.py data/full --size 2048,1024 --source-train 4 --target-train 4 --source-val 2 --target-val 2
+
+Below OUT it writes GTA5/, SYNTHIA/, Cityscapes/ and NTHU_Datasets/, which the ordinary loaders read. The domain gap has
+five parts (tone, texture, light, sensor, layout), each of the overall --strength, turned up or down by --part NAME=FACTOR.
+"""
+import argparse
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from tqdm import tqdm
+
+from dataset import label_table
+from dataset.mini import PARTS, SOURCE, TARGET, formats, render
+from utils.arguments import Parser, positive, size
+from utils.pictures import colorize, grid, save_picture
+
+FORMATS = ("gta5", "synthia", "cityscapes", "crosscity")
+CITIES = ("Rome", "Rio", "Tokyo", "Taipei")
+# A few of GTA5's images are some rows shorter than 1914x1052; --odd-sizes imitates that.
+ODD_ROWS = (0, 0, 0, 6, 0, 0, 5, 0)
+
+
+def get_arguments(arguments=None):
+    parser = Parser(__doc__)
+    parser.add_argument("out", metavar="OUT", help="folder to write to")
+    parser.add_argument("--formats", type=format_list, default=("gta5", "cityscapes"), metavar="LIST",
+                        help=f"comma-separated, of {', '.join(FORMATS)}")  # fmt: skip
+    parser.add_argument("--size", type=size, default=(192, 96), metavar="W,H", help="of the images, in pixels")
+    for name, default in (("source-train", 800), ("source-val", 160), ("target-train", 600), ("target-val", 160)):
+        parser.add_argument(f"--{name}", type=positive, default=default, metavar="N", help="number of images")
+    parser.add_argument("--strength", type=float, default=0.5, help="of the domain gap: 0 none, 1 large")
+    parser.add_argument("--part", type=part, action="append", default=[], metavar="NAME=FACTOR",
+                        help=f"multiply the strength of one part ({', '.join(PARTS)}); may be repeated")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="another seed renders other scenes")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes that render")
+    parser.add_switch("--odd-sizes", help="make some GTA5 images a few rows shorter, as in the official data")
+    parser.add_switch("--overwrite", help="replace data that was made with other parameters")
+    parser.add_argument("--preview", metavar="FILE", help="also write a sheet of source and target scenes to this PNG")
+    return parser.parse_args(arguments)
+
+
+def format_list(word):
+    names = tuple(word.lower().split(","))
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown format {unknown[0]!r}; known: {', '.join(FORMATS)}")
+    return names
+
+
+def part(word):
+    name, _, factor = word.partition("=")
+    if name not in PARTS:
+        raise argparse.ArgumentTypeError(f"unknown part {name!r}; known: {', '.join(PARTS)}")
+    return name, float(factor)
+
+
+def main(args):
+    record = {"formats": sorted(args.formats), "size": list(args.size), "seed": args.seed, "strength": args.strength,
+              "parts": dict(args.part), "odd_sizes": args.odd_sizes,
+              "images": [args.source_train, args.source_val, args.target_train, args.target_val]}  # fmt: skip
+    path = os.path.join(args.out, "mini_data.json")
+    if not already_there(path, record, args.overwrite):
+        jobs = [job for name in args.formats for job in jobs_of(name, args)]
+        with ProcessPoolExecutor(args.workers) as pool:
+            list(tqdm(pool.map(partial(write, args), jobs, chunksize=8), total=len(jobs), unit="image"))
+        for name, folder in (("gta5", "GTA5"), ("synthia", "SYNTHIA")):
+            if name in args.formats:
+                numbers = [number for _, _, _, number in jobs_of(name, args)]
+                formats.write_split(f"{args.out}/{folder}", numbers[: args.source_train], numbers[args.source_train :])
+        with open(f"{path}.tmp", "w") as file:
+            json.dump(record, file, indent=2)
+        os.replace(f"{path}.tmp", path)
+    if args.preview:
+        save_picture(args.preview, preview(args))
+
+
+def already_there(path, record, overwrite):
+    """True if the data was made before with the same parameters (its record is written last).
+
+    Raises:
+        ValueError: it was made with others, and is not to be overwritten.
+    """
+    if not os.path.exists(path):
+        return False
+    with open(path) as file:
+        found = json.load(file)
+    if found == record:
+        print(f"{os.path.dirname(path)}: already there")
+        return True
+    if not overwrite:
+        changed = ", ".join(f"{key} {found.get(key)} (asked for: {record[key]})" for key in record if found.get(key) != record[key])
+        raise ValueError(f"{path}: holds data made with other parameters: {changed}. Choose another folder, or --overwrite it")
+    os.remove(path)
+    return False
+
+
+def jobs_of(name, args):
+    """(format, city or None, split, number) of every image; numbers go on from train to val."""
+    source = name in ("gta5", "synthia")
+    train, val = (args.source_train, args.source_val) if source else (args.target_train, args.target_val)
+    first = 1 if name == "gta5" else 0
+    splits = [("train" if i < train else "val", first + i) for i in range(train + val)]
+    return [(name, city, split, number) for city in (CITIES if name == "crosscity" else (None,)) for split, number in splits]
+
+
+def write(args, job):
+    """Render and write one image; runs in a worker process."""
+    name, city, split, number = job
+    domain = SOURCE if name in ("gta5", "synthia") else TARGET
+    # Every city is a target of its own: other scenes, and a gap between 0.8 and 1.2 times as wide.
+    place = CITIES.index(city) + 1 if city else 0
+    strength = args.strength * (0.8 + 0.4 * (place - 1) / (len(CITIES) - 1) if city else 1)
+    width, height = args.size
+    if args.odd_sizes and name == "gta5":
+        height -= ODD_ROWS[number % len(ODD_ROWS)]
+    scene = render(domain, args.seed + 1000 * place, number, (width, height), strength, dict(args.part), split)
+    if name == "gta5":
+        formats.write_gta5(f"{args.out}/GTA5", number, scene)
+    elif name == "synthia":
+        formats.write_synthia(f"{args.out}/SYNTHIA", number, scene)
+    elif name == "cityscapes":
+        formats.write_cityscapes(f"{args.out}/Cityscapes", split, number, scene)
+    else:
+        formats.write_crosscity(f"{args.out}/NTHU_Datasets", city, split, number, scene)
+
+
+def preview(args, count=4):
+    """Source scenes with labels beside target scenes with labels, as one (H,W,3) uint8 picture."""
+    table = label_table("cityscapes")
+    rows = []
+    for index in range(count):
+        scenes = [render(domain, args.seed, index, args.size, args.strength, dict(args.part)) for domain in (SOURCE, TARGET)]
+        rows.append([picture for scene in scenes for picture in (scene.image, colorize(table[scene.label_ids]))])
+    return grid(rows, ["source image", "source label", "target image", "target label"])
+
+
+if __name__ == "__main__":
+    try:
+        main(get_arguments())
+    except (ValueError, OSError) as error:
+        sys.exit(f"make_mini_data.py: error: {error}")
