@@ -226,7 +226,7 @@ def build_loaders(args):
         "val",
         None,
         args.num_classes,
-        Resize(args.input_size_target),
+        Resize(args.input_size_target, label=False),
         city=args.city_name,
     )
     return *loaders, sequential_loader(val, **parallel)

@@ -150,7 +150,13 @@ def build_loaders(args):
     if not args.val_every:
         return loader, None
     val = build_dataset(
-        args.source, args.data_dir, "val", None, args.num_classes, Resize(args.input_size), city=args.city_name
+        args.source,
+        args.data_dir,
+        "val",
+        None,
+        args.num_classes,
+        Resize(args.input_size, label=False),
+        city=args.city_name,
     )
     return loader, sequential_loader(val, **parallel)
 

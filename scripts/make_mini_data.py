@@ -7,6 +7,7 @@
 Below OUT it writes GTA5/, SYNTHIA/, Cityscapes/ and NTHU_Datasets/, which the ordinary loaders read. The domain gap has
 five parts (tone, texture, light, sensor, layout), each of the overall --strength, turned up or down by --part NAME=FACTOR.
 """
+
 import argparse
 import json
 import os
@@ -97,8 +98,12 @@ def already_there(path, record, overwrite):
         print(f"{os.path.dirname(path)}: already there")
         return True
     if not overwrite:
-        changed = ", ".join(f"{key} {found.get(key)} (asked for: {record[key]})" for key in record if found.get(key) != record[key])
-        raise ValueError(f"{path}: holds data made with other parameters: {changed}. Choose another folder, or --overwrite it")
+        changed = ", ".join(
+            f"{key} {found.get(key)} (asked for: {record[key]})" for key in record if found.get(key) != record[key]
+        )
+        raise ValueError(
+            f"{path}: holds data made with other parameters: {changed}. Choose another folder, or --overwrite it"
+        )
     os.remove(path)
     return False
 
@@ -109,7 +114,9 @@ def jobs_of(name, args):
     train, val = (args.source_train, args.source_val) if source else (args.target_train, args.target_val)
     first = 1 if name == "gta5" else 0
     splits = [("train" if i < train else "val", first + i) for i in range(train + val)]
-    return [(name, city, split, number) for city in (CITIES if name == "crosscity" else (None,)) for split, number in splits]
+    return [
+        (name, city, split, number) for city in (CITIES if name == "crosscity" else (None,)) for split, number in splits
+    ]
 
 
 def write(args, job):
@@ -138,7 +145,9 @@ def preview(args, count=4):
     table = label_table("cityscapes")
     rows = []
     for index in range(count):
-        scenes = [render(domain, args.seed, index, args.size, args.strength, dict(args.part)) for domain in (SOURCE, TARGET)]
+        scenes = [
+            render(domain, args.seed, index, args.size, args.strength, dict(args.part)) for domain in (SOURCE, TARGET)
+        ]
         rows.append([picture for scene in scenes for picture in (scene.image, colorize(table[scene.label_ids]))])
     return grid(rows, ["source image", "source label", "target image", "target label"])
 

@@ -1,16 +1,20 @@
 """Choosing and setting up the device."""
 
+import contextlib
+
 import torch
 
 from . import distributed
 from .state import seed_everything
 
+AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-def set_up(args):
-    """Seed everything, join the process group under torchrun, and return the device that --device and --gpu name.
+
+def choose(args):
+    """The device that --device and --gpu name; `auto` is a GPU if there is one.
 
     Raises:
-        ValueError: a GPU is asked for and there is none.
+        ValueError: --device asks for a GPU and there is none.
     """
     name = f"cuda:{args.gpu}" if args.gpu is not None and args.device == "auto" else args.device
     if name == "auto":
@@ -20,12 +24,24 @@ def set_up(args):
             raise ValueError(f"--device {name}: no GPU is available here; use --device cpu")
         print(f"note: --gpu {args.gpu}: no GPU is available here, using the CPU")
         name = "cpu"
-    device = distributed.start(torch.device(name))
+    return torch.device(name)
+
+
+def set_up(args):
+    """Seed everything, join the process group under torchrun, and return this process's device (see `choose`)."""
+    device = distributed.start(choose(args))
     if device.type == "cuda":
         # Image sizes are constant, so the search for the fastest convolutions pays. It costs bit-exact repeatability on GPUs.
         torch.backends.cudnn.benchmark = True
     seed_everything(args.random_seed)
     return device
+
+
+def autocast(args, device):
+    """The context of the mixed precision that --amp chooses."""
+    if args.amp == "off":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, AMP_TYPES[args.amp])
 
 
 def prepare(network, args, device):

@@ -5,11 +5,10 @@ import contextlib
 import torch
 from torch.nn import functional as F
 
+from dataset.reading import image_size
 from model import upsample
 
 from .metrics import ConfusionMatrix
-
-HEADS = ("last", "sum")
 
 
 def predict(model, images, size, heads=None, flip=False, scales=(1.0,)):
@@ -35,27 +34,30 @@ def predict(model, images, size, heads=None, flip=False, scales=(1.0,)):
 
 
 @torch.inference_mode()
-def evaluate(model, loader, num_classes, device, autocast=contextlib.nullcontext, **options):
-    """Score `model` on a loader of labelled single samples (see `dataset.sequential_loader`) at the labels' own size.
+def predictions(model, loader, device, autocast=contextlib.nullcontext, **options):
+    """Predict a loader of single samples (see `dataset.sequential_loader`) at full size.
+
+    Yields (batch, prediction): prediction is (1,H,W) uint8 on the device, as large as the label or, without one, as the
+    image's file. `options` are those of `predict`; `autocast` makes the context of mixed precision.
+    """
+    for batch in loader:
+        size = batch["label"].shape[1:] if "label" in batch else image_size(batch["path"][0])[::-1]
+        with autocast():
+            scores = predict(model, batch["image"].to(device, non_blocking=True), size, **options)
+        yield batch, scores.argmax(1).to(torch.uint8)
+
+
+def evaluate(model, loader, num_classes, device, **options):
+    """Score `model` on a loader of labelled single samples, at the labels' own size; a `ConfusionMatrix`.
 
     The network is put into evaluation mode, and back afterwards. With several processes each scores its share and all
-    return the sum.
-
-    Args:
-        autocast: makes the context of mixed precision.
-        options: of `predict`.
-
-    Returns:
-        ConfusionMatrix.
+    get the sum. `options` are those of `predictions`.
     """
     was_training = model.training
     model.eval()
     confusion = ConfusionMatrix(num_classes, device)
-    for batch in loader:
-        label = batch["label"].to(device, non_blocking=True)
-        with autocast():
-            scores = predict(model, batch["image"].to(device, non_blocking=True), label.shape[1:], **options)
-        confusion.add(label, scores.argmax(1))
+    for batch, prediction in predictions(model, loader, device, **options):
+        confusion.add(batch["label"].to(device, non_blocking=True), prediction)
     model.train(was_training)
     return confusion.reduce()
 

@@ -1,6 +1,5 @@
 """A run: its directory, log, pictures, snapshots, and exact resume. Every training script uses it in the same way."""
 
-import contextlib
 import json
 import math
 import os
@@ -13,6 +12,7 @@ from torch import distributed
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from .device import autocast
 from .distributed import is_main, rank, wait_for_all, world_size
 from .metrics import iou_per_class, mean_iou
 from .state import StateError, load_state, random_state, save_atomically, save_state, set_random_state
@@ -32,7 +32,6 @@ FREE_ON_RESUME = {
     "save_pred_every",
     "network",
 }
-AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NotFiniteError(RuntimeError):
@@ -170,9 +169,7 @@ class Run:
 
     def autocast(self):
         """The context of mixed precision chosen by --amp."""
-        if self.args.amp == "off":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, AMP_TYPES[self.args.amp])
+        return autocast(self.args, self.device)
 
     def backward(self, loss):
         self.scaler.scale(loss).backward()

@@ -1,4 +1,5 @@
 """The embedded pair of domains: rendered street scenes of all 19 classes, with a gap whose parts can be turned up and down."""
+
 from typing import NamedTuple
 
 import numpy as np

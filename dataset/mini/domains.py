@@ -3,6 +3,7 @@
 A parameter's value in the target domain is source + strength * part_strength * (target - source): strength 0 makes the
 domains the same, 1 goes all the way, and each part can be turned up or down by itself.
 """
+
 import numpy as np
 
 PARTS = ("tone", "texture", "light", "sensor", "layout")

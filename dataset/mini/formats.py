@@ -1,4 +1,5 @@
 """Writers of the real on-disk formats."""
+
 import os
 import struct
 import zlib
@@ -52,7 +53,10 @@ def write_crosscity(root, city, split, number, scene):
 
 def write_split(root, train, val):
     """`split.mat` as in GTA5's official toolkit: column vectors of image numbers; there are no test images."""
-    columns = {f"{name}Ids": np.array(ids, np.float64).reshape(-1, 1) for name, ids in (("train", train), ("val", val), ("test", []))}
+    columns = {
+        f"{name}Ids": np.array(ids, np.float64).reshape(-1, 1)
+        for name, ids in (("train", train), ("val", val), ("test", []))
+    }
     temporary = f"{root}/split.mat.tmp"
     with open(temporary, "wb") as file:
         savemat(file, columns)

@@ -1,0 +1,203 @@
+"""Evaluate checkpoints: predictions as PNGs and, where there are labels, the IoU of each class at full label resolution.
+
+    python evaluate_cityscapes.py --restore-from ./model/GTA2Cityscapes_multi-ed35151c.pth
+    python evaluate_cityscapes.py --restore-from ./snapshots/GTA2Cityscapes_multi --csv snapshots.csv     # all of a run
+    python evaluate_cityscapes.py --restore-from FILE --set test --save-label-ids ./submission            # for the server
+
+The network is recognised from the checkpoint. As published, images are resized to 1024x512, logits are upsampled bilinearly to
+the label's size, and the main classifier decides (CLAN: the sum of both). For each image <name>.png two files are
+written to --save: <name>.png with train ids, which compute_iou.py reads, and <name>_color.png to look at.
+"""
+
+import csv
+import json
+import os
+import re
+import statistics
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob
+
+from tqdm import tqdm
+
+from dataset import build_dataset, sequential_loader
+from dataset.classes import to_label_ids
+from dataset.transforms import Resize
+from model import WeightsError, load_model
+from utils.arguments import DATASETS, DEFAULT_ROOTS, Parser, add_speed_flags, numbers, size
+from utils.device import autocast, choose, prepare
+from utils.evaluation import predictions
+from utils.metrics import ConfusionMatrix, scores, table
+from utils.pictures import save_colours, save_ids
+from utils.start import exit_with_message
+
+
+def get_arguments(arguments=None):
+    parser = Parser(__doc__)
+    group = parser.add_argument_group("network")
+    group.add_argument(
+        "--restore-from", required=True, metavar="FILE", help="a checkpoint (file or URL), or a folder of them"
+    )
+    group.add_argument(
+        "--model", metavar="NAME", help="network, where the checkpoint alone cannot tell (see train_*.py --help)"
+    )
+    group.add_argument("--num-classes", type=int, choices=(19, 16, 13), help="checked against the checkpoint")
+    group.add_argument("--aspp-branches", type=int, choices=(2, 4), help="branches of each classifier that are added")
+    group.add_argument(
+        "--heads", choices=("last", "sum"), help="which logits decide: the main classifier's, or the sum"
+    )
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dataset", type=str.lower, choices=DATASETS, default="cityscapes", help="data set to evaluate on"
+    )
+    group.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
+    group.add_argument(
+        "--data-dir", metavar="DIR", help="its root in the official layout (default ./data/Cityscapes, ...)"
+    )
+    group.add_argument("--data-list", metavar="FILE", help="list of its images; without one, all of the split")
+    group.add_argument("--set", default="val", metavar="SPLIT", help="split to evaluate")
+    group.add_argument("--input-size", type=size, default=(1024, 512), metavar="W,H", help="images are resized to this")
+    parser.add_switch("--flip", help="average the probabilities of the image and its mirror image")
+    parser.add_argument(
+        "--scales", type=numbers, default=(1.0,), metavar="LIST", help="average over these input scales"
+    )
+    parser.add_argument(
+        "--save", default="./result/cityscapes", metavar="DIR", help="where predictions go; `none` writes none"
+    )
+    parser.add_argument(
+        "--save-label-ids", metavar="DIR", help="also write predictions as Cityscapes label ids, for its server"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all figures to this file")
+    parser.add_argument("--csv", metavar="FILE", help="write one row per checkpoint to this file")
+    add_speed_flags(parser, workers=4)
+    parser.accept_without_effect("--cpu", "--is-training")
+    parser.accept_without_effect("--ignore-label", takes_value=True)
+    args = parser.parse_args(arguments)
+    args.data_dir = args.data_dir or DEFAULT_ROOTS[args.dataset]
+    return args
+
+
+def main(args):
+    device = choose(args)
+    checkpoints = find_checkpoints(args.restore_from)
+    results = {}
+    for path in checkpoints:
+        stem = os.path.splitext(os.path.basename(path))[0]
+        folder = args.save if len(checkpoints) == 1 else os.path.join(args.save, stem)
+        if len(checkpoints) > 1:
+            print(f"\n{stem}")
+        matrix = evaluate_checkpoint(args, path, device, None if args.save == "none" else folder)
+        if matrix is not None:
+            results[stem] = scores(matrix)
+            print(table(results[stem]))
+    if len(results) > 1:
+        print_selection(results)
+    write_results(results, args.json, args.csv)
+    return results
+
+
+def find_checkpoints(source):
+    """The checkpoint files that --restore-from means: itself, or a folder's, in the order of their steps.
+
+    Raises:
+        WeightsError: the folder holds none.
+    """
+    if not os.path.isdir(source):
+        return [source]
+    paths = [
+        path
+        for path in glob(os.path.join(source, "*.pth"))
+        if not re.search(r"_D\d*\.pth$|state(\.previous)?\.pth$", path)
+    ]
+    if not paths:
+        raise WeightsError(f"{source}: no checkpoints (*.pth) in this folder")
+    return sorted(paths, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)])
+
+
+def evaluate_checkpoint(args, path, device, folder):
+    """Predict the split with one checkpoint, write the pictures, and return the confusion matrix (None without labels)."""
+    model = load_model(path, args.model, aspp_branches=args.aspp_branches)
+    num_classes = model.settings["num_classes"]
+    if args.num_classes not in (None, num_classes):
+        raise WeightsError(f"{path}: is for {num_classes} classes, not --num-classes {args.num_classes}")
+    print(f"{model.settings['name']}, {num_classes} classes; {model.load_report}")
+    prepare(model, args, device)
+    loader, labelled = build_loader(args, num_classes)
+    confusion = ConfusionMatrix(num_classes, device)
+    options = {
+        "heads": args.heads,
+        "flip": args.flip,
+        "scales": args.scales,
+        "autocast": lambda: autocast(args, device),
+    }
+    # Threads write the PNGs while the device computes; an error in one of them surfaces at its `result()`.
+    with ThreadPoolExecutor(4) as writers:
+        written = []
+        for batch, prediction in tqdm(predictions(model, loader, device, **options), total=len(loader), unit="image"):
+            if labelled:
+                confusion.add(batch["label"].to(device, non_blocking=True), prediction)
+            if folder or args.save_label_ids:
+                ids = prediction[0].cpu().numpy()
+                written.append(
+                    writers.submit(save_prediction, folder, args.save_label_ids, batch["name"][0], ids, num_classes)
+                )
+            if len(written) > 16:
+                written.pop(0).result()
+        for future in written:
+            future.result()
+    return confusion.matrix if labelled else None
+
+
+def build_loader(args, num_classes):
+    """The split's images one by one, and whether they come with labels."""
+
+    def build(labels):
+        transform = Resize(args.input_size, label=False)
+        return build_dataset(
+            args.dataset, args.data_dir, args.set, args.data_list, num_classes, transform, labels, args.city_name
+        )
+
+    unlabelled = build(labels=False)
+    label = unlabelled.records[0].label
+    labelled = label is not None and os.path.exists(label)
+    if not labelled:
+        print(f"note: no labels for split {args.set}, so there is no score")
+    return sequential_loader(build(labels=True) if labelled else unlabelled, args.num_workers), labelled
+
+
+def save_prediction(folder, label_id_folder, name, ids, num_classes):
+    stem = os.path.splitext(name)[0]
+    if folder:
+        os.makedirs(folder, exist_ok=True)
+        save_ids(os.path.join(folder, f"{stem}.png"), ids)
+        save_colours(os.path.join(folder, f"{stem.split('.')[0]}_color.png"), ids, num_classes)
+    if label_id_folder:
+        os.makedirs(label_id_folder, exist_ok=True)
+        save_ids(os.path.join(label_id_folder, f"{stem}.png"), to_label_ids(ids, num_classes))
+
+
+def print_selection(results):
+    """Last and best apart, and how far the last five are from each other: the best of many is chosen with the val labels."""
+    values = [(stem, 100 * result["miou"]) for stem, result in results.items() if result["miou"] is not None]
+    steps = [value for value in values if re.search(r"_\d+$", value[0])] or values
+    best = max(values, key=lambda value: value[1])
+    recent = [value for _, value in steps[-5:]]
+    print(f"\nlast: {steps[-1][0]} {steps[-1][1]:.2f}; best: {best[0]} {best[1]:.2f} (chosen with these very labels); "
+          f"last {len(recent)}: mean {statistics.mean(recent):.2f}, from {min(recent):.2f} to {max(recent):.2f}")  # fmt: skip
+
+
+def write_results(results, json_path, csv_path):
+    if json_path:
+        with open(json_path, "w") as file:
+            json.dump(results, file, indent=2)
+    if csv_path and results:
+        names = list(next(iter(results.values()))["iou"])
+        with open(csv_path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["checkpoint", "mIoU", *names])
+            for stem, result in results.items():
+                writer.writerow([stem, result["miou"], *(result["iou"].get(name) for name in names)])
+
+
+if __name__ == "__main__":
+    with exit_with_message():
+        main(get_arguments())
