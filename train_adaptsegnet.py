@@ -35,7 +35,8 @@ from utils.arguments import (
     add_optimization_flags,
     add_source_flags,
     add_target_flags,
-    set_data_defaults,
+    set_source_defaults,
+    set_target_defaults,
 )
 from utils.device import prepare, set_up
 from utils.evaluation import evaluate
@@ -68,7 +69,7 @@ def get_arguments(arguments=None):
     parser.add_switch("--random-mirror", group=group, help="mirror images at random (the original ignores this flag)")
     parser.accept_without_effect("--is-training", "--not-restore-last", "--random-scale", "--tensorboard", "--cpu")
     parser.accept_without_effect("--ignore-label", "--log-dir", takes_value=True)
-    return set_data_defaults(parser.parse_args(arguments))
+    return set_target_defaults(set_source_defaults(parser.parse_args(arguments)))
 
 
 def adversarial_loss(domain_logits, domain, gan):

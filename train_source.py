@@ -25,7 +25,7 @@ from utils.arguments import (
     add_network_flags,
     add_optimization_flags,
     add_source_flags,
-    set_data_defaults,
+    set_source_defaults,
     truth,
 )
 from utils.device import prepare, set_up
@@ -65,7 +65,7 @@ def get_arguments(arguments=None):
     )
     group.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
     parser.accept_without_effect("--imagenet-pretrained", "--pin-memory", "--bn-momentum", takes_value=True)
-    args = set_data_defaults(parser.parse_args(arguments))
+    args = set_source_defaults(parser.parse_args(arguments))
     if args.freeze_bn:
         args.batch_norm = "frozen-statistics"
     args.num_steps_stop = args.num_steps_stop or args.num_steps

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import json
 
 from model import BATCH_NORM_MODES, MODELS
 
@@ -314,16 +313,15 @@ def add_speed_flags(parser, workers):
     )
 
 
-def set_data_defaults(args):
-    """Fill in the roots and sizes that depend on the chosen data sets."""
+def set_source_defaults(args):
+    """Fill in the root and size that depend on the source data set."""
     args.data_dir = args.data_dir or DEFAULT_ROOTS[args.source]
     args.input_size = args.input_size or DEFAULT_SIZES[args.source]
-    if hasattr(args, "target"):
-        args.data_dir_target = args.data_dir_target or DEFAULT_ROOTS[args.target]
-        args.input_size_target = args.input_size_target or DEFAULT_SIZES[args.target]
     return args
 
 
-def to_json(args):
-    """The flags as JSON text."""
-    return json.dumps(vars(args), indent=2, sort_keys=True)
+def set_target_defaults(args):
+    """Fill in the root and size that depend on the target data set."""
+    args.data_dir_target = args.data_dir_target or DEFAULT_ROOTS[args.target]
+    args.input_size_target = args.input_size_target or DEFAULT_SIZES[args.target]
+    return args

@@ -1,0 +1,71 @@
+"""AdaBN (Li et al., 2016, 1603.04779): adapt a network by re-estimating its BatchNorm statistics on target images.
+
+No label, no gradient, no weight is touched; each statistic becomes the plain average over --num-images target images. It is the
+simplest thing that could work, so every adaptation method should be held against it.
+
+    python scripts/adabn.py --restore-from snapshots/source/GTA5_80000.pth --save snapshots/source/adabn.pth
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import torch
+from tqdm import tqdm
+
+from dataset import EndlessLoader, build_dataset
+from dataset.transforms import Resize
+from model import load_model
+from utils.arguments import Parser, add_speed_flags, add_target_flags, positive, set_target_defaults
+from utils.device import autocast, prepare, set_up
+from utils.start import exit_with_message
+from utils.state import save_atomically
+
+
+def get_arguments(arguments=None):
+    parser = Parser(__doc__)
+    parser.add_argument("--restore-from", required=True, metavar="FILE", help="weights to adapt")
+    parser.add_argument("--save", required=True, metavar="FILE", help="where the adapted weights go")
+    parser.add_argument("--num-images", type=positive, default=500, help="target images to average over")
+    parser.add_argument("--batch-size", type=positive, default=4, help="images per forward pass")
+    parser.add_argument("--random-seed", type=int, default=1234, help="chooses the images")
+    add_target_flags(parser)
+    add_speed_flags(parser, workers=4)
+    return set_target_defaults(parser.parse_args(arguments))
+
+
+@torch.no_grad()
+def reestimate_statistics(model, loader, steps, device, args):
+    """Replace every BatchNorm's running mean and variance by the average over `steps` batches of `loader`."""
+    for norm in model.norms():
+        norm.reset_running_stats()
+        norm.momentum = None  # the cumulative average instead of an exponential one
+    model.set_batch_norm("frozen-affine").train()
+    for _ in tqdm(range(steps), unit="batch"):
+        with autocast(args, device):
+            model(next(loader)["image"].to(device))
+    return model.eval()
+
+
+def main(args):
+    device = set_up(args)
+    model = prepare(load_model(args.restore_from), args, device)
+    target = build_dataset(
+        args.target,
+        args.data_dir_target,
+        args.set,
+        args.data_list_target,
+        transform=Resize(args.input_size_target),
+        labels=False,
+        city=args.city_name,
+    )
+    loader = EndlessLoader(target, args.batch_size, args.random_seed, args.num_workers)
+    reestimate_statistics(model, loader, max(1, args.num_images // args.batch_size), device, args)
+    save_atomically(model.state_dict(), args.save)
+    print(f"weights: {args.save}")
+
+
+if __name__ == "__main__":
+    with exit_with_message():
+        main(get_arguments())
