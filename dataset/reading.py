@@ -76,10 +76,10 @@ def image_size(path):
 
 
 def _synthia_classes(path):
-    classes = _decode(path, ImageReadMode.UNCHANGED)[0]
-    if int(classes.max()) > 255:
-        raise ReadError(f"{path}: class ids up to {int(classes.max())} in the first channel; is this a SYNTHIA label?")
-    return classes.to(torch.uint8)
+    classes = _decode(path, ImageReadMode.UNCHANGED)[0].numpy()
+    if classes.max() > 255:
+        raise ReadError(f"{path}: class ids up to {classes.max()} in the first channel; is this a SYNTHIA label?")
+    return torch.from_numpy(classes.astype(np.uint8))
 
 
 def _png_kind(path):

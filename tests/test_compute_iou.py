@@ -1,0 +1,198 @@
+"""compute_iou.py against the original's figures, cityscapesScripts, and everything that can be wrong with predictions."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, ROOT
+from PIL import Image
+
+from compute_iou import PredictionError, compute_iou, find_pairs
+from dataset.classes import SUBSET_13, TRAINID_TO_LABELID, label_table
+from utils.metrics import OTHERS_REMOVED, SUBSET_OF_MATRIX, ConfusionMatrix, iou_per_class, mean_iou, scores, table
+
+IOU = GOLDEN / "adaptsegnet/iou"
+WRONG_SIZE = 4  # the pair that the original skips with a message
+
+
+@pytest.fixture
+def devkit(tmp_path):
+    """The recorded lists without the pair of different sizes."""
+    for name in ("label.txt", "val.txt"):
+        lines = (IOU / "devkit" / name).read_text().split()
+        (tmp_path / name).write_text("\n".join(line for i, line in enumerate(lines) if i != WRONG_SIZE))
+    return tmp_path
+
+
+def test_figures_and_lines_of_the_original(devkit, golden):
+    recorded = golden("adaptsegnet/iou.npz")
+    lines = []
+    result = compute_iou(str(IOU / "gt"), str(IOU / "pred"), str(devkit), workers=2, report=lines.append)
+    iou = [np.nan if value is None else value for value in result["iou"].values()]
+    np.testing.assert_array_equal(iou, recorded["iou"])
+    assert result["miou"] == recorded["miou"]
+    original = [line for line in str(recorded["stdout"]).splitlines() if line.startswith("===>")]
+    assert table(result).splitlines()[:20] == original
+    assert len(lines) == 1 and lines[0].startswith("10 / 11: ")
+
+
+def test_a_pair_of_different_sizes_is_an_error_and_not_skipped():
+    with pytest.raises(PredictionError, match=r"pred/aaa_000004.*its size does not fit.*gt/aaa/aaa_000004"):
+        compute_iou(str(IOU / "gt"), str(IOU / "pred"), str(IOU / "devkit"))
+
+
+def test_pairs_are_found_without_lists(devkit):
+    listed = find_pairs(str(IOU / "gt"), str(IOU / "pred"), str(IOU / "devkit"))
+    assert sorted(listed) == find_pairs(str(IOU / "gt"), str(IOU / "pred"))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """One ground truth with all classes and a right prediction of it."""
+    rng = np.random.default_rng(0)
+    train_ids = rng.integers(0, 19, (24, 40)).astype(np.uint8)
+    (tmp_path / "gt/city").mkdir(parents=True)
+    (tmp_path / "pred").mkdir()
+    label_ids = np.array(TRAINID_TO_LABELID, np.uint8)[train_ids]
+    label_ids[:2] = 0
+    Image.fromarray(label_ids).save(tmp_path / "gt/city/city_000000_000019_gtFine_labelIds.png")
+    Image.fromarray(train_ids).save(tmp_path / "pred/city_000000_000019_leftImg8bit.png")
+    return tmp_path
+
+
+def score(folders, **options):
+    return compute_iou(str(folders / "gt"), str(folders / "pred"), **options)
+
+
+def test_a_right_prediction_scores_one(folders):
+    assert score(folders)["miou"] == 1
+
+
+def save(path, ids):
+    Image.fromarray(ids.astype(np.uint8)).save(path)
+
+
+def replace_prediction(folders, change):
+    path = folders / "pred/city_000000_000019_leftImg8bit.png"
+    change(path, np.array(Image.open(path)))
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        (lambda path, ids: path.unlink(), FileNotFoundError, "no such file .1 of 1 pairs"),
+        (lambda path, ids: save(path, ids[:, :-1]), PredictionError, r"39x24 against 40x24"),
+        (lambda path, ids: save(path, np.stack([ids] * 3, -1)), OSError, "an RGB picture"),
+        (lambda path, ids: save(path, np.where(ids == 3, 255, ids)), PredictionError, "holds the id 255"),
+        (lambda path, ids: save(path, np.array(TRAINID_TO_LABELID)[ids]), PredictionError, "label ids"),
+        (lambda path, ids: path.write_bytes(path.read_bytes()[:200]), OSError, "truncated"),
+        (lambda path, ids: path.write_text("no picture at all, just some text"), OSError, "not a PNG"),
+    ],
+)  # fmt: skip
+def test_bad_predictions_are_errors_that_name_the_file(change, error, message, folders):
+    replace_prediction(folders, change)
+    with pytest.raises(error, match=f"city_000000_000019_leftImg8bit.png: .*{message}"):
+        score(folders)
+
+
+def test_missing_folders_and_ground_truth(folders):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        compute_iou(str(folders / "gt"), str(folders / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="pred: no ground truth"):
+        compute_iou(str(folders / "pred"), str(folders / "pred"))
+
+
+def test_command_line_with_several_folders(folders):
+    second = folders / "half"
+    second.mkdir()
+    ids = np.array(Image.open(folders / "pred/city_000000_000019_leftImg8bit.png"))
+    ids[:12] = 0
+    Image.fromarray(ids).save(second / "city_000000_000019_leftImg8bit.png")
+    command = [sys.executable, str(ROOT / "compute_iou.py"), "gt", "pred", "half", "--json", "a.json", "--csv", "a.csv"]
+    done = subprocess.run(command, cwd=folders, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Num classes 19") == 2 and "===>motocycle:\t100.0" in done.stdout
+    figures = json.loads((folders / "a.json").read_text())
+    assert figures["pred"]["miou"] == 1 and 0.3 < figures["half"]["miou"] < 0.7
+    assert [line.split(",")[0] for line in (folders / "a.csv").read_text().splitlines()] == [
+        "predictions",
+        "pred",
+        "half",
+    ]
+    (second / "city_000000_000019_leftImg8bit.png").unlink()
+    done = subprocess.run(command, cwd=folders, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("compute_iou.py: error: half/city_000000")
+
+
+def random_pair(seed=0, absent=(3, 16)):
+    rng = np.random.default_rng(seed)
+    label_ids = rng.integers(0, 34, (64, 96)).astype(np.uint8)
+    prediction = label_table("cityscapes")[label_ids]
+    wrong = (rng.random(prediction.shape) < 0.4) | (prediction == 255)
+    prediction[wrong] = rng.integers(0, 19, wrong.sum())
+    for train_id in absent:
+        label_ids[label_ids == TRAINID_TO_LABELID[train_id]] = 0
+        prediction[prediction == train_id] = 0
+    return label_ids, prediction
+
+
+def confusion_of(label_ids, prediction, num_classes=19):
+    confusion = ConfusionMatrix(num_classes)
+    label = torch.from_numpy(label_table("cityscapes", num_classes)[label_ids])
+    confusion.add(label, torch.from_numpy(prediction))
+    return confusion.matrix
+
+
+def test_iou_equals_cityscapesscripts():
+    from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
+
+    label_ids, prediction = random_pair(absent=())
+    official.args.evalLabels = list(range(-1, 34))
+    matrix = np.zeros((34, 34), np.ulonglong)
+    predicted_ids = np.array(TRAINID_TO_LABELID, np.uint8)[prediction]
+    np.add.at(matrix, (label_ids, predicted_ids), 1)
+    expected = [official.getIouScoreForLabel(label_id, matrix, official.args) for label_id in TRAINID_TO_LABELID]
+    ours = iou_per_class(confusion_of(label_ids, prediction))
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-12)
+
+
+def test_absent_classes_do_not_count():
+    iou = iou_per_class(confusion_of(*random_pair()))
+    assert torch.isnan(iou[[3, 16]]).all() and iou.isnan().sum() == 2
+    assert mean_iou(confusion_of(*random_pair())) == pytest.approx(np.nanmean(iou.numpy()))
+    assert scores(confusion_of(*random_pair()))["iou"]["wall"] is None
+
+
+def test_the_two_protocols_of_13_classes_differ_as_described():
+    label_ids, prediction = random_pair(absent=())
+    matrix = confusion_of(label_ids, prediction)
+    by_protocol = scores(matrix)["subsets"]["13"]
+    members = list(SUBSET_13)
+    assert by_protocol[SUBSET_OF_MATRIX] == pytest.approx(iou_per_class(matrix)[members].mean().item())
+    # Removing the other classes' pixels means: pixels labelled or predicted as one of them are not there at all.
+    label = label_table("cityscapes")[label_ids]
+    kept = np.isin(label, members) & np.isin(prediction, members)
+    ious = [
+        (kept & (label == c) & (prediction == c)).sum() / (kept & ((label == c) | (prediction == c))).sum()
+        for c in members
+    ]
+    assert by_protocol[OTHERS_REMOVED] == pytest.approx(np.mean(ious))
+    assert by_protocol[OTHERS_REMOVED] > by_protocol[SUBSET_OF_MATRIX] + 0.01
+
+
+def test_16_class_scores_have_the_right_names():
+    matrix = torch.diag(torch.arange(1, 17))
+    result = scores(matrix)
+    assert list(result["iou"])[9] == "sky" and list(result["subsets"]) == ["13"]
+
+
+def test_confusion_matrix_refuses_what_is_no_class():
+    confusion = ConfusionMatrix(19)
+    with pytest.raises(ValueError, match="1 predicted pixels are no class"):
+        confusion.add(torch.tensor([1, 255]), torch.tensor([255, 255]))
+    with pytest.raises(ValueError, match="shape"):
+        confusion.add(torch.zeros(2, 2), torch.zeros(2, 3))

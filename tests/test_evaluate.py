@@ -1,0 +1,175 @@
+"""evaluate_cityscapes.py against the original's predictions, and what users do with it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from filled import filled, filled_state
+from PIL import Image
+
+import compute_iou
+import evaluate_cityscapes
+from dataset import build_dataset, label_table, sequential_loader
+from dataset.classes import PALETTE, to_label_ids
+from dataset.transforms import Resize
+from model import build_model
+from utils.evaluation import predict
+
+EVALUATE = GOLDEN / "adaptsegnet/evaluate"
+NAMES = ("city_000000_000019_leftImg8bit", "city_000001_000019_leftImg8bit")
+
+
+@pytest.mark.parametrize(
+    "recorded_name, name", [("DeeplabMulti", "DeeplabMulti"), ("Oracle", "Oracle"), ("DeeplabVGG", "DeeplabVGG")]
+)
+def test_scores_and_predictions_of_the_original(recorded_name, name, golden):
+    recorded = golden("adaptsegnet/evaluate.npz")
+    network = filled(build_model(name)).eval()
+    dataset = build_dataset(
+        "cityscapes", str(EVALUATE / "Cityscapes"), "val", transform=Resize((256, 128)), labels=False
+    )
+    for i, batch in enumerate(sequential_loader(dataset)):
+        with torch.inference_mode():
+            result = predict(network, batch["image"], (256, 512))[0]
+        largest = recorded[f"{recorded_name}/{i}/scores_mean_std_absmax"][2]
+        # The image was resized by torchvision instead of Pillow: some of its values are 1 grey level off.
+        difference = np.abs(result[:, ::16, ::16].numpy() - recorded[f"{recorded_name}/{i}/scores_sub"]).max()
+        assert difference < 2e-3 * largest
+        expected = np.array(Image.open(EVALUATE / f"result_{recorded_name}/{NAMES[i]}.png"))
+        different = (result.argmax(0).numpy() != expected).sum()
+        assert different <= 0.002 * expected.size, different
+
+
+def test_exact_pixels_give_the_exact_prediction(golden, tmp_path):
+    """With the image resized by Pillow beforehand, as in the original, what remains is rounding."""
+    recorded = golden("adaptsegnet/evaluate.npz")
+    image = Image.open(next(EVALUATE.glob(f"Cityscapes/leftImg8bit/val/city/{NAMES[0]}.png"))).convert("RGB")
+    image = torch.from_numpy(np.array(image.resize((256, 128), Image.BICUBIC))).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        result = predict(filled(build_model("DeeplabMulti")).eval(), image, (256, 512))[0]
+    largest = recorded["DeeplabMulti/0/scores_mean_std_absmax"][2]
+    np.testing.assert_allclose(
+        result[:, ::16, ::16].numpy(), recorded["DeeplabMulti/0/scores_sub"], rtol=0, atol=1e-4 * largest
+    )
+    expected = np.array(Image.open(EVALUATE / f"result_DeeplabMulti/{NAMES[0]}.png"))
+    close = int(recorded["DeeplabMulti/0/pixels_with_margin_below_1e-3_of_absmax"])
+    assert (result.argmax(0).numpy() != expected).sum() <= close
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A folder as a training run leaves it."""
+    folder = tmp_path_factory.mktemp("run")
+    for step in (2, 10):
+        network = build_model("MiniResNet18")
+        torch.save(filled_state(network, seed=step), folder / f"GTA5_{step}.pth")
+    (folder / "args.json").write_text(json.dumps({"network": network.settings}))
+    for other in ("GTA5_2_D1.pth", "GTA5_2_D.pth", "state.pth", "state.previous.pth"):
+        (folder / other).write_bytes(b"not a network")
+    return folder
+
+
+def evaluate(*arguments):
+    common = ("--input-size", "96,48", "--num-workers", "0", "--device", "cpu")
+    return evaluate_cityscapes.main(evaluate_cityscapes.get_arguments([*common, *map(str, arguments)]))
+
+
+def test_files_figures_and_compute_iou_agree(checkpoints, mini_data, tmp_path, capsys):
+    results = evaluate(
+        *(
+            "--restore-from",
+            checkpoints / "GTA5_2.pth",
+            "--data-dir",
+            mini_data / "Cityscapes",
+            "--save",
+            tmp_path / "pred",
+        ),
+        *("--save-label-ids", tmp_path / "server", "--json", tmp_path / "figures.json"),
+    )
+    printed = capsys.readouterr().out
+    again = compute_iou.compute_iou(str(mini_data / "Cityscapes/gtFine/val"), str(tmp_path / "pred"))
+    assert results["GTA5_2"] == again == json.loads((tmp_path / "figures.json").read_text())["GTA5_2"]
+    assert f"===> mIoU: {round(100 * again['miou'], 2)}" in printed and "tensors loaded" in printed
+    ids = {path.name: np.array(Image.open(path)) for path in (tmp_path / "pred").iterdir() if "_color" not in path.name}
+    assert len(ids) == 3
+    for name, prediction in ids.items():
+        assert prediction.shape == (48, 96)
+        colours = Image.open(tmp_path / "pred" / name.replace(".png", "_color.png"))
+        np.testing.assert_array_equal(np.array(colours.convert("RGB")), PALETTE[prediction])
+        server = np.array(Image.open(tmp_path / "server" / name))
+        np.testing.assert_array_equal(server, to_label_ids(prediction))
+        np.testing.assert_array_equal(label_table("cityscapes")[server], prediction)
+
+
+def test_a_folder_of_checkpoints_gives_one_row_each_in_order(checkpoints, mini_data, tmp_path, capsys):
+    results = evaluate(
+        *(
+            "--restore-from",
+            checkpoints,
+            "--data-dir",
+            mini_data / "Cityscapes",
+            "--save",
+            tmp_path,
+            "--csv",
+            tmp_path / "a.csv",
+        )
+    )
+    assert list(results) == ["GTA5_2", "GTA5_10"]
+    rows = (tmp_path / "a.csv").read_text().splitlines()
+    assert rows[0].startswith("checkpoint,mIoU,road") and [row.split(",")[0] for row in rows[1:]] == [
+        "GTA5_2",
+        "GTA5_10",
+    ]
+    assert "last: GTA5_10" in capsys.readouterr().out
+    assert len(list((tmp_path / "GTA5_10").glob("*.png"))) == 6
+
+
+def test_flip_scales_and_heads(checkpoints, mini_data):
+    network = build_model("MiniResNet18", heads="twin")
+    network.load_state_dict(filled_state(network))
+    network.eval()
+    image = torch.randint(0, 256, (1, 3, 48, 96), dtype=torch.uint8)
+    with torch.inference_mode():
+        total = predict(network, image, (48, 96))
+        torch.testing.assert_close(total, predict(network, image, (48, 96), heads="sum"))
+        assert not torch.allclose(total, predict(network, image, (48, 96), heads="last"))
+        flipped = predict(network, image, (48, 96), flip=True)
+        torch.testing.assert_close(flipped, predict(network, image.flip(-1), (48, 96), flip=True).flip(-1))
+        torch.testing.assert_close(flipped.sum(1), torch.ones(1, 48, 96))
+        several = predict(network, image, (48, 96), scales=(0.5, 1.0))
+        single = predict(network, image, (48, 96)).softmax(1)
+        assert not torch.allclose(several, single) and several.shape == single.shape
+    results = evaluate(
+        *("--restore-from", checkpoints / "GTA5_2.pth", "--data-dir", mini_data / "Cityscapes", "--save", "none"),
+        *("--flip", "True", "--scales", "0.75,1.0", "--amp", "bf16"),
+    )
+    assert results["GTA5_2"]["miou"] is not None
+
+
+def test_without_labels_it_predicts_at_the_images_own_size(checkpoints, mini_data, tmp_path, capsys):
+    (tmp_path / "data/leftImg8bit").mkdir(parents=True)
+    (tmp_path / "data/leftImg8bit/test").symlink_to(mini_data / "Cityscapes/leftImg8bit/val")
+    results = evaluate(
+        *("--restore-from", checkpoints / "GTA5_2.pth", "--data-dir", tmp_path / "data", "--set", "test"),
+        *("--save", tmp_path / "pred", "--input-size", "64,32"),
+    )
+    assert results == {} and "no labels for split test" in capsys.readouterr().out
+    assert {Image.open(path).size for path in (tmp_path / "pred").iterdir()} == {(96, 48)}
+
+
+def test_crosscity_and_synthia(checkpoints, mini_data, tmp_path):
+    common = ("--restore-from", checkpoints / "GTA5_2.pth", "--save", "none")
+    rome = evaluate(*common, "--dataset", "crosscity", "--city-name", "Rome", "--data-dir", mini_data / "NTHU_Datasets")
+    synthia = evaluate(*common, "--dataset", "synthia", "--data-dir", mini_data / "SYNTHIA")
+    assert rome["GTA5_2"]["miou"] != synthia["GTA5_2"]["miou"]
+
+
+def test_wrong_number_of_classes(checkpoints, mini_data):
+    with pytest.raises(ValueError, match="is for 19 classes, not --num-classes 16"):
+        evaluate(
+            "--restore-from", checkpoints / "GTA5_2.pth", "--num-classes", "16", "--data-dir", mini_data / "Cityscapes"
+        )
+    with pytest.raises(ValueError, match="no checkpoints"):
+        evaluate("--restore-from", mini_data)
