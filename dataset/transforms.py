@@ -85,7 +85,7 @@ def resize_image(image, size):
 
 
 def resize_label(label, size):
-    """(h,w) ids to (H,W), nearest, the same pixels as Pillow's; None stays None."""
+    """(h,w) uint8 ids to (H,W), nearest as Pillow rounds it (torchvision takes another pixel at ties); None stays None."""
     if label is None or label.shape == tuple(size):
         return label
-    return F.resize(label[None], list(size), interpolation=InterpolationMode.NEAREST_EXACT)[0]
+    return torch.from_numpy(np.array(Image.fromarray(label.numpy()).resize((size[1], size[0]), Image.NEAREST)))
