@@ -41,10 +41,18 @@ def item(dataset, index, draws=(), batch_draws=()):
 
 
 def assert_image(sample, recorded):
-    """Within 2 grey levels of the original's pixels (they resize with Pillow, we with torchvision)."""
+    """Within 2 grey levels of the original's pixels (they resize with Pillow, we with torchvision).
+
+    The recordings were made with Pillow 13, which takes the columns first where the height shrinks more, unlike the authors'
+    Pillow and torchvision; there a few pixels may be up to 4 levels off.
+    """
     pixels = np.rint(recorded + CAFFE_MEAN)[::-1]
-    difference = np.abs(sample["image"].numpy().astype(int) - pixels).max()
-    assert sample["image"].dtype == torch.uint8 and difference <= 2, difference
+    difference = np.abs(sample["image"].numpy().astype(int) - pixels)
+    width, height = image_size(sample["path"])
+    columns_first = height / pixels.shape[1] > width / pixels.shape[2]
+    assert sample["image"].dtype == torch.uint8
+    assert difference.max() <= (4 if columns_first else 2)
+    assert (difference > 2).mean() < 1e-3
 
 
 def assert_label(sample, recorded):
