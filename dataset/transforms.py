@@ -80,7 +80,7 @@ class RandomBlur:
 def resize_image(image, size):
     """(3,h,w) uint8 to (3,H,W) uint8, bicubic with antialiasing: at most 2 grey levels from the originals' Pillow, and faster.
 
-    Both resize the rows first and round in between. Pillow from 12 on takes the columns first where the height shrinks more
+    Both resize the rows first and round in between. Pillow 13 takes the columns first where the height shrinks more
     (never at published sizes), which differs by some levels at sharp edges.
     """
     if image.shape[1:] == tuple(size):
