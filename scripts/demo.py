@@ -122,7 +122,7 @@ class Demo:
     def _run_job(self, title, finished, command):
         folder = os.path.dirname(finished)
         os.makedirs(folder, exist_ok=True)
-        if os.path.exists(os.path.join(folder, "state.pth")):
+        if command[0].startswith("train_") and os.path.exists(os.path.join(folder, "state.pth")):
             command = [*command, "--resume"]
         with open(os.path.join(self.out, "commands.txt"), "a") as file:
             file.write(" ".join(["python", *command]) + "\n")

@@ -290,17 +290,18 @@ def add_optimization_flags(parser, num_steps, num_steps_stop, save_pred_every):
     )
 
 
-def add_speed_flags(parser, workers):
+def add_speed_flags(parser, workers=None):
     group = parser.add_argument_group("device and speed")
     group.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--gpu", metavar="N", help="number of the GPU, the same as --device cuda:N")
-    group.add_argument(
-        "--num-workers",
-        "--data-loader-workers",
-        type=int,
-        default=workers,
-        help="processes that read images, per domain; 0 reads in the main process",
-    )
+    if workers is not None:
+        group.add_argument(
+            "--num-workers",
+            "--data-loader-workers",
+            type=int,
+            default=workers,
+            help="processes that read images, per domain; 0 reads in the main process",
+        )
     group.add_argument(
         "--amp",
         choices=("off", "bf16", "fp16"),

@@ -223,7 +223,7 @@ class Run:
         speed = {
             "images_per_second": self.images / elapsed,
             "data_wait": self.wait / elapsed,
-            "peak_memory_gb": _peak_memory(self.device) / 2**30,
+            "peak_memory_gb": peak_memory(self.device) / 2**30,
         }
         self.metrics.write(json.dumps({"step": step, **rates, **losses, **speed}) + "\n")
         for group, values in (("loss", losses), ("learning rate", rates), ("speed", speed)):
@@ -348,7 +348,8 @@ def _step_of(line):
         return math.inf  # the last line of a killed process may be cut off
 
 
-def _peak_memory(device):
+def peak_memory(device):
+    """The most memory so far in bytes: allocated on the GPU, or resident in this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource
