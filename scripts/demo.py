@@ -308,16 +308,18 @@ def collect(demo):
 
 def text_table(results):
     """The demo's table as text."""
-    lines = [f"{'target val, mIoU in %':14s}   mean   [min, max]     gain  [min, max]    BatchNorm statistics of"]
+    lines = [f"{'target val, mIoU in %':21s}  mean  [min, max]       gain  [min, max]      BatchNorm statistics of"]
     for row, entry in results["rows"].items():
-        miou, gain = entry["miou"], entry["gain"]
-        spread = "" if row == "source-only" else f"{statistics.mean(gain):+6.1f}  [{min(gain):+.1f}, {max(gain):+.1f}]"
-        lines.append(
-            f"{row:22s} {statistics.mean(miou):6.1f}   [{min(miou):.1f}, {max(miou):.1f}]  {spread:22s} {BATCH_NORM[row]}"
-        )
-    lines.append(f"source-only on the source's own val split: {statistics.mean(results['source_val_miou']):.1f}; "
-                 f"{len(results['seeds'])} seed{'s' if len(results['seeds']) > 1 else ''}")  # fmt: skip
+        gain = "" if row == "source-only" else spread(entry["gain"], "+.1f")
+        lines.append(f"{row:21s} {spread(entry['miou'], '.1f'):22s} {gain:22s} {BATCH_NORM[row]}")
+    source_val = statistics.mean(results["source_val_miou"])
+    seeds = len(results["seeds"])
+    lines.append(f"source-only on the source's own val split: {source_val:.1f}; {seeds} seed{'s' if seeds > 1 else ''}")
     return "\n".join(lines)
+
+
+def spread(values, form):
+    return f"{statistics.mean(values):{'+' if '+' in form else ''}5.1f}  [{min(values):{form}}, {max(values):{form}}]"
 
 
 def write_report(demo, results):
