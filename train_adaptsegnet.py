@@ -3,10 +3,10 @@
 A discriminator D learns to tell the softmax maps of source images from those of target images; the segmentation network
 G learns from source labels, and to make its target maps look like source maps (sections 3 and 4 of the paper):
 
-    L_seg = cross entropy of the source prediction                                 (eq. 1, 4)
-    L_adv = D's loss on the target prediction, if it were a source one             (eq. 2, 5)
-    G minimises  sum over levels i:  lambda_seg_i * L_seg_i + lambda_adv_i * L_adv_i
-    D_i minimises  (loss on source maps, label 0) / 2 + (loss on target maps, label 1) / 2
+    L_seg = cross entropy of the source prediction                                 (eq. 3)
+    L_adv = D's loss on the target prediction, if it were a source one             (eq. 4)
+    G minimises  sum over levels i:  lambda_seg_i * L_seg_i + lambda_adv_i * L_adv_i        (eq. 1 and 5)
+    D_i minimises  (loss on source maps, label 0) / 2 + (loss on target maps, label 1) / 2  (eq. 2)
 
 Level 1 is the classifier on layer 3, level 2 (lambda_seg = 1) the one on layer 4. As published:
 
@@ -25,9 +25,9 @@ from collections import defaultdict
 import torch
 from torch.nn import functional as F
 
-from dataset import EndlessLoader, build_dataset, class_names, sequential_loader
+from dataset import class_names
 from dataset.transforms import Compose, RandomMirror, Resize
-from model import OutputDiscriminator, build_model, read_weights, upsample
+from model import OutputDiscriminator, build_model, upsample
 from utils import distributed
 from utils.arguments import (
     Parser,
@@ -40,11 +40,12 @@ from utils.arguments import (
 )
 from utils.device import prepare, set_up
 from utils.evaluation import evaluate
+from utils.loaders import source_loader, target_loader, target_val_loader
 from utils.losses import cross_entropy
 from utils.optimizers import discriminator_optimizer, poly, segmentation_optimizer, set_learning_rate
 from utils.pictures import prediction_panel
 from utils.run import Run
-from utils.start import exit_with_message, restore
+from utils.start import exit_with_message, restore, restore_discriminators
 
 SOURCE, TARGET = 0, 1
 
@@ -73,7 +74,7 @@ def get_arguments(arguments=None):
 
 
 def adversarial_loss(domain_logits, domain, gan):
-    """How far a discriminator's logits are from saying `domain` (0 source, 1 target), averaged over the map (eq. 2, 5).
+    """How far a discriminator's logits are from saying `domain` (0 source, 1 target), averaged over the map (eq. 2 and 4).
 
     Args:
         domain_logits: (N,1,h,w).
@@ -89,7 +90,10 @@ def main(args):
     device = set_up(args)
 
     # Data
-    source_loader, target_loader, val_loader = build_loaders(args)
+    mirror = [RandomMirror()] if args.random_mirror else []
+    source_batches = source_loader(args, Compose([*mirror, Resize(args.input_size)]))
+    target_batches = target_loader(args, Compose([*mirror, Resize(args.input_size_target)]))
+    val_images = target_val_loader(args)
 
     # Networks: G and one discriminator per level
     G = build_model(
@@ -102,7 +106,7 @@ def main(args):
     restore(G, args.restore_from)
     levels = (1, 2)[-len(G.head_names) :]
     D = {level: OutputDiscriminator(args.num_classes) for level in levels}
-    restore_discriminators(D, args.restore_discriminator)
+    restore_discriminators(list(D.values()), args.restore_discriminator)
     for network in (G, *D.values()):
         prepare(network, args, device).train()
     lambda_seg = {1: args.lambda_seg, 2: 1.0}
@@ -122,7 +126,7 @@ def main(args):
         args.source.upper(),
         {"": G, **{f"_D{level}": D[level] for level in levels}},
         {"G": optimizer_G, **{f"D{level}": optimizers_D[level] for level in levels}},
-        {"source": source_loader, "target": target_loader},
+        {"source": source_batches, "target": target_batches},
     )
     run.start()
     parallel_G, parallel_D = distributed.wrap(G), {level: distributed.wrap(D[level]) for level in levels}
@@ -142,7 +146,7 @@ def main(args):
                 network.requires_grad_(False)
 
             # ... with source
-            source = run.next(source_loader)
+            source = run.next(source_batches)
             with run.autocast():
                 pred_source = [upsample(logits, source_size) for logits in parallel_G(source["image"])]
                 loss_seg = dict(
@@ -152,7 +156,7 @@ def main(args):
             run.backward(loss / args.iter_size)
 
             # ... with target
-            target = run.next(target_loader)
+            target = run.next(target_batches)
             with run.autocast():
                 pred_target = [upsample(logits, target_size) for logits in parallel_G(target["image"])]
                 loss_adv = {
@@ -188,60 +192,9 @@ def main(args):
         if run.due(step, args.val_every):
             run.record_validation(
                 step,
-                evaluate(G, val_loader, args.num_classes, device, autocast=run.autocast),
+                evaluate(G, val_images, args.num_classes, device, autocast=run.autocast),
                 class_names(args.num_classes),
             )
-
-
-def build_loaders(args):
-    """Endless source and target batches, and the labelled val split of the target if --val-every asks for it."""
-    mirror = [RandomMirror()] if args.random_mirror else []
-    source = build_dataset(
-        args.source,
-        args.data_dir,
-        args.source_split,
-        args.data_list,
-        args.num_classes,
-        Compose([*mirror, Resize(args.input_size)]),
-    )
-    target = build_dataset(
-        args.target,
-        args.data_dir_target,
-        args.set,
-        args.data_list_target,
-        args.num_classes,
-        Compose([*mirror, Resize(args.input_size_target)]),
-        labels=False,
-        city=args.city_name,
-    )
-    parallel = {"num_workers": args.num_workers, "rank": distributed.rank(), "world_size": distributed.world_size()}
-    loaders = [
-        EndlessLoader(dataset, args.batch_size, args.random_seed + offset, **parallel)
-        for offset, dataset in enumerate((source, target))
-    ]
-    if not args.val_every:
-        return *loaders, None
-    val = build_dataset(
-        args.target,
-        args.data_dir_target,
-        "val",
-        None,
-        args.num_classes,
-        Resize(args.input_size_target, label=False),
-        city=args.city_name,
-    )
-    return *loaders, sequential_loader(val, **parallel)
-
-
-def restore_discriminators(D, files):
-    """Load the discriminators from comma-separated `files`, lowest level first."""
-    if not files:
-        return
-    files = files.split(",")
-    if len(files) != len(D):
-        raise ValueError(f"--restore-discriminator names {len(files)} files, but there are {len(D)} discriminators")
-    for network, file in zip(D.values(), files, strict=True):
-        network.load_state_dict(read_weights(file))
 
 
 if __name__ == "__main__":

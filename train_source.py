@@ -16,7 +16,7 @@ except in the stem, mirrored and blurred images. Its commands:
 Several GPUs: torchrun --nproc-per-node N train_source.py ... (the batch size is per process).
 """
 
-from dataset import EndlessLoader, build_dataset, class_names, sequential_loader
+from dataset import class_names
 from dataset.transforms import Compose, RandomBlur, RandomMirror, Resize
 from model import build_model, upsample
 from utils import distributed
@@ -30,6 +30,7 @@ from utils.arguments import (
 )
 from utils.device import prepare, set_up
 from utils.evaluation import evaluate
+from utils.loaders import source_loader, source_val_loader
 from utils.losses import cross_entropy
 from utils.optimizers import adam, poly, segmentation_optimizer, set_learning_rate
 from utils.pictures import prediction_panel
@@ -39,7 +40,7 @@ from utils.start import exit_with_message, restore
 
 def get_arguments(arguments=None):
     parser = Parser(__doc__)
-    add_source_flags(parser)
+    add_source_flags(parser, aliases=("--dataset",))
     add_network_flags(parser, model="DeepLab")
     add_optimization_flags(parser, num_steps=250000, num_steps_stop=None, save_pred_every=5000)
     parser.set_defaults(batch_norm="train")
@@ -63,7 +64,6 @@ def get_arguments(arguments=None):
         metavar="BOOL",
         help="blur every second image, radius below 1 pixel",
     )
-    group.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
     parser.accept_without_effect("--imagenet-pretrained", "--pin-memory", "--bn-momentum", takes_value=True)
     args = set_source_defaults(parser.parse_args(arguments))
     if args.freeze_bn:
@@ -76,7 +76,9 @@ def main(args):
     device = set_up(args)
 
     # Data
-    source_loader, val_loader = build_loaders(args)
+    augmentation = ([RandomMirror()] if args.random_mirror else []) + [Resize(args.input_size)]
+    augmentation += [RandomBlur()] if args.gaussian_blur else []
+    source_batches, val_images = source_loader(args, Compose(augmentation)), source_val_loader(args)
 
     # Network
     G = build_model(args.model, args.num_classes, aspp_branches=args.aspp_branches, batch_norm=args.batch_norm)
@@ -98,7 +100,7 @@ def main(args):
     else:
         optimizer = adam(G.parameter_groups(), args.learning_rate, args.weight_decay)
 
-    run = Run(args, device, args.source.upper(), {"": G}, {"G": optimizer}, {"source": source_loader})
+    run = Run(args, device, args.source.upper(), {"": G}, {"G": optimizer}, {"source": source_batches})
     run.start()
     parallel_G, size = distributed.wrap(G), args.input_size[::-1]
 
@@ -109,7 +111,7 @@ def main(args):
         loss_seg = 0.0
 
         for _ in range(args.iter_size):
-            source = run.next(source_loader)
+            source = run.next(source_batches)
             with run.autocast():
                 pred = [upsample(logits, size) for logits in parallel_G(source["image"])[-len(lambda_seg) :]]
                 loss = sum(
@@ -127,38 +129,9 @@ def main(args):
         if run.due(step, args.val_every):
             run.record_validation(
                 step,
-                evaluate(G, val_loader, args.num_classes, device, autocast=run.autocast),
+                evaluate(G, val_images, args.num_classes, device, autocast=run.autocast),
                 class_names(args.num_classes),
             )
-
-
-def build_loaders(args):
-    """Endless source batches, and the source's own val split if --val-every asks for it."""
-    augmentation = ([RandomMirror()] if args.random_mirror else []) + [Resize(args.input_size)]
-    augmentation += [RandomBlur()] if args.gaussian_blur else []
-    source = build_dataset(
-        args.source,
-        args.data_dir,
-        args.source_split,
-        args.data_list,
-        args.num_classes,
-        Compose(augmentation),
-        city=args.city_name,
-    )
-    parallel = {"num_workers": args.num_workers, "rank": distributed.rank(), "world_size": distributed.world_size()}
-    loader = EndlessLoader(source, args.batch_size, args.random_seed, **parallel)
-    if not args.val_every:
-        return loader, None
-    val = build_dataset(
-        args.source,
-        args.data_dir,
-        "val",
-        None,
-        args.num_classes,
-        Resize(args.input_size, label=False),
-        city=args.city_name,
-    )
-    return loader, sequential_loader(val, **parallel)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,20 @@ class DeepLabVGG(Segmenter):
     """VGG16 without pool4 and pool5, conv5 dilated by 2, two dilated 3x3 convolutions, one classifier.
 
     It has neither BatchNorm nor dropout: training and evaluation compute the same. All parameters share one learning
-    rate, as in AdaptSegNet.
+    rate, as in AdaptSegNet. With `heads` "twin" a second classifier, `classifier2`, stands beside the first (for CLAN,
+    whose authors published no VGG code).
     """
 
-    head_names = ("classifier",)
     head_multiplier = 1
 
-    def __init__(self, num_classes=19, aspp_branches=2, normalization="caffe", batch_norm="frozen-affine"):
+    def __init__(
+        self, num_classes=19, heads="single", aspp_branches=2, normalization="caffe", batch_norm="frozen-affine"
+    ):
         super().__init__(normalization)
+        if heads not in ("single", "twin"):
+            raise ValueError(f"VGG16 has no classifier on a lower layer: heads must be single or twin, not {heads!r}")
+        self.head_names = ("classifier",) if heads == "single" else ("classifier", "classifier2")
+        self.default_heads = "last" if heads == "single" else "sum"
         layers, channels = [], 3
         for index, stage in enumerate(STAGES):
             for width in stage:
@@ -34,11 +40,12 @@ class DeepLabVGG(Segmenter):
             layers += _convolution(channels, 512, dilation=2)
         layers += _convolution(512, 1024, dilation=4) + _convolution(1024, 1024, dilation=4)
         self.features = nn.Sequential(*layers)
-        self.classifier = AtrousClassifier(1024, num_classes, aspp_branches)
+        for name in self.head_names:
+            setattr(self, name, AtrousClassifier(1024, num_classes, aspp_branches))
         self.set_batch_norm(batch_norm)
 
     def classify(self, features):
-        return [self.classifier(features)]
+        return [head(features) for head in self.heads()]
 
 
 def _convolution(in_channels, out_channels, dilation):

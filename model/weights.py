@@ -42,8 +42,8 @@ def read_weights(source):
 def load_weights(network, state, source, fresh_heads=False):
     """Load `state` (from `read_weights`) into `network` and return a report of one paragraph.
 
-    With `fresh_heads`, a classifier that `state` lacks or holds for another number of classes keeps its random values, as
-    at the start of training; everything else has to fit.
+    With `fresh_heads`, a classifier that `state` lacks, or holds for another number of classes or on another layer, keeps
+    its random values, as at the start of training; everything else has to fit.
 
     Raises:
         WeightsError: tensors are missing or have another shape; the message lists them and names `source`.
@@ -52,7 +52,7 @@ def load_weights(network, state, source, fresh_heads=False):
     own = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
     missing = [key for key in own if key not in state]
     misfits = [key for key in own if key in state and state[key].shape != own[key].shape]
-    fresh = _fresh_heads(network, state, own, missing + misfits) if fresh_heads else set()
+    fresh = _fresh_heads(network, missing + misfits) if fresh_heads else set()
     bad = [key for key in missing + misfits if key.split(".")[0] not in fresh]
     if bad:
         raise WeightsError(_misfit_message(network, state, own, bad, source))
@@ -63,7 +63,7 @@ def load_weights(network, state, source, fresh_heads=False):
     ignored = [key for key in state if key not in usable]
     report = f"{source}: {len(usable)} tensors loaded"
     if fresh:
-        report += f"; {', '.join(sorted(fresh))} stay random (absent there, or for another number of classes)"
+        report += f"; {', '.join(sorted(fresh))} stay random (absent there, or for other classes, or on another layer)"
     if ignored:
         report += f"; {len(ignored)} ignored ({', '.join(ignored[:3])}{', ...' if len(ignored) > 3 else ''})"
     return report
@@ -96,7 +96,8 @@ def settings_from_weights(state, source="weights"):
         WeightsError: the keys are those of no network known here.
     """
     if "features.0.weight" in state and "classifier.conv2d_list.0.bias" in state:
-        return {"name": "DeeplabVGG", "num_classes": len(state["classifier.conv2d_list.0.bias"])}
+        twin = {"heads": "twin", "aspp_branches": 4} if "classifier2.conv2d_list.0.bias" in state else {}
+        return {"name": "DeeplabVGG", "num_classes": len(state["classifier.conv2d_list.0.bias"]), **twin}
     if "conv1.weight" not in state or "layer5.conv2d_list.0.weight" not in state:
         raise WeightsError(
             f"{source}: not a segmentation network known here (first keys: {', '.join(list(state)[:3])}); "
@@ -196,14 +197,9 @@ def _vgg_key(key):
     return f"features.{TORCHVISION_KEYS.get(int(index), int(index))}.{kind}"
 
 
-def _fresh_heads(network, state, own, unfit):
-    fresh = set()
-    for head in network.head_names:
-        keys = [key for key in unfit if key.split(".")[0] == head]
-        other_classes = all(key not in state or state[key].shape[1:] == own[key].shape[1:] for key in keys)
-        if keys and other_classes:
-            fresh.add(head)
-    return fresh
+def _fresh_heads(network, unfit):
+    """The classifiers that `state` cannot fill: it lacks them, or has them for other classes or on another layer."""
+    return {key.split(".")[0] for key in unfit} & set(getattr(network, "head_names", ()))
 
 
 def _misfit_message(network, state, own, bad, source):

@@ -30,6 +30,7 @@ def get_arguments(arguments=None):
     parser.add_argument("--num-images", type=positive, default=500, help="target images to average over")
     parser.add_argument("--batch-size", type=positive, default=4, help="images per forward pass")
     parser.add_argument("--random-seed", "--seed", type=int, default=1234, help="chooses the images")
+    parser.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
     add_target_flags(parser)
     add_speed_flags(parser, workers=4)
     return set_target_defaults(parser.parse_args(arguments))

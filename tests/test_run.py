@@ -212,7 +212,10 @@ def test_validation_keeps_best_and_last_apart(mini_data, tmp_path, capsys):
     assert list(scores) == [1, 3, 5]
     assert (tmp_path / "GTA5_best.pth").exists() and (tmp_path / "GTA5_3.pth").exists()
     output = capsys.readouterr().out
-    assert f"last validation: mIoU {100 * scores[5]:.2f} after step 6; best: {100 * max(scores.values()):.2f}" in output
+    assert (
+        f"last validation, after step 6: mIoU {100 * scores[5]:.2f} (best {100 * max(scores.values()):.2f} after"
+        in output
+    )
     assert set(json.loads((tmp_path / "args.json").read_text())) > {"network", "versions", "learning_rate"}
     assert list(tmp_path.glob("events.*"))
 

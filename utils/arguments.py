@@ -120,12 +120,12 @@ def positive(word):
     return value
 
 
-def add_source_flags(parser, default="gta5"):
+def add_source_flags(parser, default="gta5", aliases=()):
     group = parser.add_argument_group("source domain (labelled)")
     group.add_argument(
         "--source",
-        "--dataset",
         "--source-dataset",
+        *aliases,
         type=str.lower,
         choices=DATASETS,
         default=default,
@@ -159,12 +159,14 @@ def add_source_flags(parser, default="gta5"):
         help="source images are resized to this (default 1280,720 for GTA5, 1280,760 for SYNTHIA, "
         "1024,512 for the others)",
     )
-
-
-def add_target_flags(parser):
-    group = parser.add_argument_group("target domain (its labels are read for validation only)")
-    group.add_argument("--target", type=str.lower, choices=DATASETS, default="cityscapes", help="data set to adapt to")
     group.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
+
+
+def add_target_flags(parser, aliases=()):
+    group = parser.add_argument_group("target domain (its labels are read for validation only)")
+    group.add_argument(
+        "--target", *aliases, type=str.lower, choices=DATASETS, default="cityscapes", help="data set to adapt to"
+    )
     group.add_argument(
         "--data-dir-target", metavar="DIR", help="its root in the official layout (default ./data/Cityscapes)"
     )
@@ -212,7 +214,9 @@ def add_network_flags(parser, model):
     )
 
 
-def add_optimization_flags(parser, num_steps, num_steps_stop, save_pred_every):
+def add_optimization_flags(
+    parser, num_steps, num_steps_stop, save_pred_every, run_aliases=("--save-dir", "--checkpoint-dir")
+):
     group = parser.add_argument_group("optimization")
     group.add_argument(
         "--learning-rate", "--lr", type=float, default=2.5e-4, help="of the trunk; the classifiers have 10 times that"
@@ -244,8 +248,7 @@ def add_optimization_flags(parser, num_steps, num_steps_stop, save_pred_every):
     group = parser.add_argument_group("run directory")
     group.add_argument(
         "--snapshot-dir",
-        "--save-dir",
-        "--checkpoint-dir",
+        *run_aliases,
         default="./snapshots/",
         metavar="DIR",
         help="run directory: snapshots, metrics.jsonl, TensorBoard, state",

@@ -17,6 +17,11 @@ def cross_entropy(logits, label):
     Without any labelled pixel the loss is 0 with zero gradients (the originals log nan there, with zero gradients too).
     With several processes the mean is over the pixels of all of them, as if one process had the whole batch.
     """
-    total = F.cross_entropy(logits, label.long(), ignore_index=IGNORED, reduction="sum")
-    labelled = sum_across_processes((label != IGNORED).sum())
-    return total * world_size() / labelled.clamp(min=1)
+    pixels = F.cross_entropy(logits, label.long(), ignore_index=IGNORED, reduction="none")
+    return mean_over_labelled(pixels, label != IGNORED)
+
+
+def mean_over_labelled(pixels, labelled):
+    """The mean of (N,H,W) losses over the pixels where `labelled` is true, of all processes together; 0 if there are none."""
+    count = sum_across_processes(labelled.sum())
+    return (pixels * labelled).sum() * world_size() / count.clamp(min=1)

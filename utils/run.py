@@ -58,8 +58,7 @@ class Run:
         self.directory = args.snapshot_dir
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
         self.first_step = 0
-        self.best = {"miou": -1.0, "step": None}
-        self.last = {"miou": None, "step": None}
+        self.best, self.last = {}, {}  # of validations: {domain: {"miou", "step"}}
         self.pending = None
         self.batch_files = []
         self.writer = None
@@ -250,33 +249,39 @@ class Run:
         """True after every `every` steps (never for 0)."""
         return every > 0 and (step + 1) % every == 0
 
-    def record_validation(self, step, confusion, class_names):
-        """Log the IoU of a validation and keep the best snapshot (`<name>_best.pth`) apart from the last."""
+    def record_validation(self, step, confusion, class_names, domain=""):
+        """Log the IoU of a validation and keep the best snapshot (`<name>_best.pth`) apart from the last.
+
+        A method that scores a second domain gives its name, which sets figures and best snapshot apart
+        (`<name>_<domain>_best.pth`).
+        """
         self._check_pending()
         iou = iou_per_class(confusion.matrix)
-        miou = float(mean_iou(confusion.matrix))
-        self.last = {"miou": miou, "step": step}
-        better = miou > self.best["miou"]
+        miou = mean_iou(confusion.matrix)
+        self.last[domain] = {"miou": miou, "step": step}
+        better = miou > self.best.get(domain, {"miou": -1.0})["miou"]
         if better:
-            self.best = dict(self.last)
+            self.best[domain] = dict(self.last[domain])
         if not is_main():
             return
         per_class = {
-            name: None if math.isnan(value) else float(value)
-            for name, value in zip(class_names, iou.tolist(), strict=True)
+            name: None if math.isnan(value) else value for name, value in zip(class_names, iou.tolist(), strict=True)
         }
-        self.metrics.write(json.dumps({"step": step, "val_miou": miou, "val_iou": per_class}) + "\n")
-        self.writer.add_scalar("validation/mIoU", miou, step)
+        prefix = f"{domain}_" if domain else ""
+        self.metrics.write(json.dumps({"step": step, f"{prefix}val_miou": miou, f"{prefix}val_iou": per_class}) + "\n")
+        self.writer.add_scalar(f"{prefix}validation/mIoU", miou, step)
         for name, value in per_class.items():
             if value is not None:
-                self.writer.add_scalar(f"validation IoU/{name}", value, step)
+                self.writer.add_scalar(f"{prefix}validation IoU/{name}", value, step)
         if better:
-            self._save_networks(f"{self.name}_best")
-        tqdm.write(
-            f"step {step + 1}: mIoU {100 * miou:.2f} (best {100 * self.best['miou']:.2f} after step "
-            f"{self.best['step'] + 1})"
-        )
+            self._save_networks(f"{self.name}_{prefix}best")
+        tqdm.write(f"step {step + 1}: {self._score_line(domain)}")
         self._restart_clock(step)
+
+    def _score_line(self, domain):
+        last, best = self.last[domain], self.best.get(domain, self.last[domain])
+        title = f"{domain} mIoU" if domain else "mIoU"
+        return f"{title} {100 * last['miou']:.2f} (best {100 * best['miou']:.2f} after step {best['step'] + 1})"
 
     def add_picture(self, step, title, picture):
         """Show an (H,W,3) uint8 array in TensorBoard."""
@@ -330,11 +335,8 @@ class Run:
             return
         self.metrics.close()
         self.writer.close()
-        if self.best["step"] is not None:
-            print(
-                f"last validation: mIoU {100 * self.last['miou']:.2f} after step {self.last['step'] + 1}; best: "
-                f"{100 * self.best['miou']:.2f} after step {self.best['step'] + 1}"
-            )
+        for domain in self.last:
+            print(f"last validation, after step {self.last[domain]['step'] + 1}: {self._score_line(domain)}")
         print(f"weights: {self._path(self.name)}_{self.args.num_steps_stop}.pth")
 
     def _path(self, name):

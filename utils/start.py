@@ -38,6 +38,21 @@ def restore(network, source):
         print(report)
 
 
+def restore_discriminators(discriminators, files):
+    """Give the discriminators their weights from --restore-discriminator, comma-separated, lowest level first; None: leave them.
+
+    Raises:
+        WeightsError: another number of files, or one that does not fit.
+    """
+    if not files:
+        return
+    files = files.split(",")
+    if len(files) != len(discriminators):
+        raise WeightsError(f"--restore-discriminator names {len(files)} files for {len(discriminators)} discriminators")
+    for network, file in zip(discriminators, files, strict=True):
+        load_weights(network, read_weights(file), file)
+
+
 @contextlib.contextmanager
 def exit_with_message():
     """Turn errors that the user can mend into one line and exit status 1; leave the process group in any case."""
