@@ -5,8 +5,9 @@
     python evaluate_cityscapes.py --restore-from FILE --set test --save-label-ids ./submission            # for the server
 
 The network is recognised from the checkpoint. As published, images are resized to 1024x512, logits are upsampled bilinearly to
-the label's size, and the main classifier decides (CLAN: the sum of both). For each image <name>.png two files are
-written to --save: <name>.png with train ids, which compute_iou.py reads, and <name>_color.png to look at.
+the label's size, and the main classifier decides (CLAN: the sum of both). MaxSquare scores at the input size instead, with
+--resize-labels, and averages over the mirrored image with --flip. For each image <name>.png two files are written to --save:
+<name>.png with train ids, which compute_iou.py reads, and <name>_color.png to look at.
 """
 
 import csv
@@ -35,7 +36,11 @@ def get_arguments(arguments=None):
     parser = Parser(__doc__)
     group = parser.add_argument_group("network")
     group.add_argument(
-        "--restore-from", required=True, metavar="FILE", help="a checkpoint (file or URL), or a folder of them"
+        "--restore-from",
+        "--pretrained-ckpt-file",
+        required=True,
+        metavar="FILE",
+        help="a checkpoint (file or URL), or a folder of them",
     )
     group.add_argument(
         "--model", metavar="NAME", help="network, where the checkpoint alone cannot tell (see train_*.py --help)"
@@ -56,12 +61,19 @@ def get_arguments(arguments=None):
     group.add_argument("--data-list", metavar="FILE", help="list of its images; without one, all of the split")
     group.add_argument("--set", default="val", metavar="SPLIT", help="split to evaluate")
     group.add_argument("--input-size", type=size, default=(1024, 512), metavar="W,H", help="images are resized to this")
+    parser.add_switch(
+        "--resize-labels", group=group, help="score at the input size, labels resized to it (MaxSquare's protocol)"
+    )
     parser.add_switch("--flip", help="average the probabilities of the image and its mirror image")
     parser.add_argument(
         "--scales", type=numbers, default=(1.0,), metavar="LIST", help="average over these input scales"
     )
     parser.add_argument(
-        "--save", default="./result/cityscapes", metavar="DIR", help="where predictions go; `none` writes none"
+        "--save",
+        "--checkpoint-dir",
+        default="./result/cityscapes",
+        metavar="DIR",
+        help="where predictions go; `none` writes none",
     )
     parser.add_argument(
         "--save-label-ids", metavar="DIR", help="also write predictions as Cityscapes label ids, for its server"
@@ -69,7 +81,7 @@ def get_arguments(arguments=None):
     parser.add_argument("--json", metavar="FILE", help="write all figures to this file")
     parser.add_argument("--csv", metavar="FILE", help="write one row per checkpoint to this file")
     add_speed_flags(parser, workers=4)
-    parser.accept_without_effect("--cpu", "--is-training")
+    parser.accept_without_effect("--cpu", "--is-training", "--image-summary")
     parser.accept_without_effect("--ignore-label", takes_value=True)
     args = parser.parse_args(arguments)
     args.data_dir = args.data_dir or DEFAULT_ROOTS[args.dataset]
@@ -151,7 +163,7 @@ def build_loader(args, num_classes):
     """The split's images one by one, and whether they come with labels."""
 
     def build(labels):
-        transform = Resize(args.input_size, label=False)
+        transform = Resize(args.input_size, label=args.resize_labels)
         return build_dataset(
             args.dataset, args.data_dir, args.set, args.data_list, num_classes, transform, labels, args.city_name
         )

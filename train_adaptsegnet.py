@@ -35,6 +35,7 @@ from utils.arguments import (
     add_optimization_flags,
     add_source_flags,
     add_target_flags,
+    positive,
     set_source_defaults,
     set_target_defaults,
 )
@@ -57,6 +58,7 @@ def get_arguments(arguments=None):
     add_network_flags(parser, model="DeepLab")
     add_optimization_flags(parser, num_steps=250000, num_steps_stop=150000, save_pred_every=5000)
     group = parser.add_argument_group("AdaptSegNet")
+    group.add_argument("--iter-size", type=positive, default=1, help="sub-iterations whose gradients are accumulated")
     group.add_argument("--gan", choices=("Vanilla", "LS"), default="Vanilla", help="loss of the discriminators")
     group.add_argument(
         "--lambda-seg", type=float, default=0.1, help="weight of level 1's segmentation loss (level 2: 1)"

@@ -69,7 +69,7 @@ def get_arguments(arguments=None):
                        help="resize images to 0.8, 1 or 1.1 times the input size")  # fmt: skip
     group.add_argument("--random-mirror", type=truth, default=True, metavar="BOOL", help="mirror every second image")
     parser.accept_without_effect("--is-training", "--not-restore-last")
-    parser.accept_without_effect("--ignore-label", takes_value=True)
+    parser.accept_without_effect("--ignore-label", "--iter-size", takes_value=True)
     args = set_target_defaults(set_source_defaults(parser.parse_args(arguments)))
     if args.lambda_local is None:
         args.lambda_local = LAMBDA_LOCAL.get(args.source, 40.0)

@@ -103,9 +103,12 @@ def get_arguments(arguments=None):
     group.add_argument("--gaussian-blur", type=truth, default=True, metavar="BOOL",
                        help="blur every second image, radius below 1 pixel")  # fmt: skip
     parser.accept_without_effect(
-        "--imagenet-pretrained", "--pin-memory", "--bn-momentum", "--gamma", "--exp-tag", takes_value=True
+        "--imagenet-pretrained", "--pin-memory", "--bn-momentum", "--gamma", "--exp-tag", "--exp", takes_value=True
     )
-    args = set_target_defaults(set_source_defaults(parser.parse_args(arguments)))
+    parser.set_defaults(target=None)
+    args = parser.parse_args(arguments)
+    args.target = args.target or ("crosscity" if args.city_name else "cityscapes")
+    set_target_defaults(set_source_defaults(args))
     if args.freeze_bn:
         args.batch_norm = "frozen-statistics"
     if args.restore_id:

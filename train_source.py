@@ -25,6 +25,7 @@ from utils.arguments import (
     add_network_flags,
     add_optimization_flags,
     add_source_flags,
+    positive,
     set_source_defaults,
     truth,
 )
@@ -45,6 +46,7 @@ def get_arguments(arguments=None):
     add_optimization_flags(parser, num_steps=250000, num_steps_stop=None, save_pred_every=5000)
     parser.set_defaults(batch_norm="train")
     group = parser.add_argument_group("source training")
+    group.add_argument("--iter-size", type=positive, default=1, help="sub-iterations whose gradients are accumulated")
     parser.add_switch(
         "--multi", group=group, help="also train the lower classifier (for MaxSquare --multi and AdaptSegNet)"
     )

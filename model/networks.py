@@ -7,7 +7,9 @@ MULTI = (DeepLabResNet, {"depth": 101, "heads": "multi"})
 SINGLE = (DeepLabResNet, {"depth": 101, "heads": "single"})
 TORCHVISION = {"style": "torchvision", "normalization": "imagenet"}
 
-# Published names first; the last five are for torchvision's ImageNet weights and for small runs.
+MINI = (DeepLabResNet, {"depth": 18, "width": 32, "aspp_rates": (1, 2, 4, 6), "aspp_branches": 4})
+
+# Published names first; the others are for torchvision's ImageNet weights and for small runs.
 MODELS = {
     "DeepLab": MULTI,
     "DeeplabMulti": MULTI,
@@ -21,7 +23,8 @@ MODELS = {
     "ResNet50": (DeepLabResNet, {"depth": 50, **TORCHVISION}),
     "ResNet18": (DeepLabResNet, {"depth": 18, **TORCHVISION}),
     # The published dilations exceed the feature maps of images as small as the mini data's.
-    "MiniResNet18": (DeepLabResNet, {"depth": 18, "width": 32, "aspp_rates": (1, 2, 4, 6), "aspp_branches": 4}),
+    "MiniResNet18": MINI,
+    "MiniResNet18Twin": (DeepLabResNet, {**MINI[1], "heads": "twin"}),
 }
 
 

@@ -4,10 +4,19 @@ import json
 import os
 import pickle
 
+import numpy as np
 import torch
 
 from .networks import build_model
 from .vgg import TORCHVISION_KEYS
+
+# MaxSquare's checkpoints hold their best mIoU as a NumPy number, under the module name of the NumPy of 2019.
+NUMPY_NUMBERS = [
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    np._core.multiarray.scalar,
+    np.dtype,
+    type(np.dtype(np.float64)),
+]
 
 
 class WeightsError(ValueError):
@@ -145,7 +154,8 @@ def _load(source):
             state = torch.hub.load_state_dict_from_url(source, map_location="cpu", check_hash=True, weights_only=True)
         else:
             _check_file(source)
-            state = torch.load(source, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(NUMPY_NUMBERS):
+                state = torch.load(source, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:

@@ -10,12 +10,14 @@ from filled import filled_state
 from PIL import Image
 from torch.nn import functional as F
 
+import evaluate_cityscapes
 import train_maxsquare
 import train_source
 from dataset.mini.formats import png_16bit
 from dataset.reading import read_synthia_label
 from model import build_model
 from train_maxsquare import class_weights, guidance_loss, pixel_weights, pseudo_label, target_loss
+from utils.metrics import SUBSET_OF_MATRIX, ConfusionMatrix, scores
 
 INPUTS = GOLDEN / "maxsquare/inputs"
 SOFT_MODES = [
@@ -106,6 +108,75 @@ def test_self_produced_guidance(batch, threshold, losses):
     np.testing.assert_allclose(loss, losses[f"{case}/ce"], rtol=1e-5)
     np.testing.assert_allclose(0.1 * 0.09 * gradient, losses[f"{case}/grad_pred_2"], rtol=1e-4, atol=1e-9)
     assert final.grad is None
+
+
+@pytest.mark.parametrize("flip", (False, True))
+@pytest.mark.parametrize("case", ("c19", "c16", "c13_city", "c13_rome"))
+def test_evaluation_at_the_input_size(case, flip, golden, tmp_path):
+    recorded = golden("maxsquare/evaluate.npz")
+    key = f"{case}/flip{flip}"
+    classes = int(case[1:3])
+    state = filled_state(build_model("deeplabv2_multi", classes))
+    state["conv1.weight"] = state["conv1.weight"] * 0.05
+    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "best.pth")
+    rome = case == "c13_rome"
+    flags = [
+        "--restore-from",
+        f"{tmp_path}/best.pth",
+        "--resize-labels",
+        "--flip",
+        str(flip),
+        "--input-size",
+        "72,36",
+        "--device",
+        "cpu",
+    ]
+    flags += [
+        "--save",
+        f"{tmp_path}/out",
+        "--num-workers",
+        "0",
+        "--dataset",
+        "crosscity" if rome else "cityscapes",
+        "--city-name",
+        "Rome",
+    ]
+    flags += [
+        "--data-dir",
+        str(INPUTS / ("NTHU_Datasets" if rome else "Cityscapes")),
+        "--set",
+        "test" if rome else "val",
+    ]
+    result = evaluate_cityscapes.main(evaluate_cityscapes.get_arguments(flags))["best"]
+
+    matrix = torch.from_numpy(recorded[f"{key}/confusion"])
+    expected = scores(matrix)
+    # A few of the images' pixels are up to 2 grey levels off, so a few predictions flip.
+    assert result["miou"] == pytest.approx(expected["miou"], abs=0.01)
+    published = expected["subsets"]["13"][SUBSET_OF_MATRIX] if classes == 16 else expected["miou"]
+    assert published == pytest.approx(recorded[f"{key}/returned"][2])
+    files = sorted(path for path in (tmp_path / "out").iterdir() if "_color" not in path.name)
+    predictions = np.stack([np.array(Image.open(path)) for path in files])
+    assert (predictions != recorded[f"{key}/argmax"]).mean() < 0.02
+
+
+@pytest.mark.parametrize("case", ("c19", "c19_gap", "c16", "c16_gap", "c13"))
+def test_metrics(case, golden):
+    recorded = golden("maxsquare/metrics.npz")
+    classes = int(case[1:3])
+    confusion = ConfusionMatrix(classes)
+    label = torch.from_numpy(np.where(recorded[f"{case}/label"] < 0, 255, recorded[f"{case}/label"]).astype(np.uint8))
+    for one_label, prediction in zip(label, torch.from_numpy(recorded[f"{case}/pred"].astype(np.uint8)), strict=True):
+        confusion.add(one_label, prediction)
+    np.testing.assert_array_equal(confusion.matrix.numpy(), recorded[f"{case}/confusion"])
+    result = scores(confusion.matrix)
+    iou = [np.nan if value is None else value for value in result["iou"].values()]
+    np.testing.assert_allclose(iou, recorded[f"{case}/IoU_per_class"], rtol=1e-12)
+    by_size = {classes: result["miou"], **{int(size): by[SUBSET_OF_MATRIX] for size, by in result["subsets"].items()}}
+    recorded_pair = recorded[f"{case}/MIoU"] if classes != 19 else [*recorded[f"{case}/MIoU_out_16_13"]]
+    expected = {16: recorded_pair[0], 13: recorded_pair[1]} if classes != 13 else {13: recorded_pair}
+    for size, value in expected.items():
+        assert by_size[size] == pytest.approx(float(value))
 
 
 # Whole training steps. The inputs are resized beforehand as the original does (Pillow), so that pixels are the same.

@@ -3,7 +3,9 @@
 import json
 import os
 import pickle
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
@@ -40,6 +42,29 @@ def test_containers_and_prefixes_are_taken_off(save):
     state = mini().state_dict()
     wrapped = {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}}
     assert read_weights(save(wrapped)).keys() == state.keys()
+
+
+def test_maxsquare_checkpoints_hold_a_numpy_number(save):
+    state = mini().state_dict()
+    wrapped = {
+        "epoch": 3,
+        "iteration": 9,
+        "best_MIou": np.float64(0.4),
+        "state_dict": {f"module.{k}": v for k, v in state.items()},
+    }
+    assert read_weights(save(wrapped)).keys() == state.keys()
+    # as the NumPy of 2019 named the module
+    path = save(wrapped)
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(f"{path}.old.pth", "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            target.writestr(
+                name,
+                data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+                if name.endswith("data.pkl")
+                else data,
+            )
+    assert read_weights(f"{path}.old.pth").keys() == state.keys()
 
 
 def test_the_initialisation_file_gives_the_trunk_and_leaves_the_classifiers(save):

@@ -240,7 +240,6 @@ def add_optimization_flags(
     group.add_argument(
         "--batch-size", "--batch-size-per-gpu", type=positive, default=1, help="images per process and domain"
     )
-    group.add_argument("--iter-size", type=positive, default=1, help="sub-iterations whose gradients are accumulated")
     group.add_argument(
         "--random-seed", "--seed", type=int, default=1234, help="seeds weights, data order and augmentation"
     )
