@@ -10,8 +10,9 @@ Rows of the table, all scored on the target's val split:
     source-only    trained on the source alone
     control        source-only trained on for as many steps as the methods, still on the source alone
     AdaBN          source-only with BatchNorm statistics re-estimated on target images
-    AdaptSegNet    source-only adapted by train_adaptsegnet.py
-    oracle         trained on target labels, for as many steps as source-only
+    MaxSquare, AdaptSegNet, CLAN    source-only adapted by these methods
+    source-only, twin               the same as source-only with CLAN's twin classifiers, which CLAN starts from
+    oracle         trained on target labels, for as many steps as source-only (not with --quick)
 """
 
 import csv
@@ -38,46 +39,27 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SIZE = "192,96"
 
 # The demo's preset. Images of 192x96 and a few hundred steps need other settings than the published ones, which are the
-# scripts' defaults; they were chosen without the target's labels of the seeds that the demo reports.
-NETWORK = (
-    "--model",
-    "MiniResNet18",
-    "--batch-size",
-    "4",
-    "--num-workers",
-    "0",
-    "--amp",
-    "bf16",
-    "--channels-last",
-    "--device",
-    "cpu",
-)
-FROM_SCRATCH = (
-    "--restore-from",
-    "none",
-    "--multi",
-    "--optim",
-    "Adam",
-    "--learning-rate",
-    "1e-3",
-    "--warmup",
-    "50",
-    "--weight-decay",
-    "1e-4",
-)
+# scripts' defaults. They were tuned on seeds 0 and 1, so these are not results to compare methods by.
+SHARED = "--batch-size 4 --num-workers 0 --amp bf16 --channels-last --device cpu".split()
+FROM_SCRATCH = "--restore-from none --optim Adam --learning-rate 1e-3 --warmup 50 --weight-decay 1e-4 --multi".split()
 # Frozen BatchNorm: what the methods gain beyond re-estimated statistics, which the AdaBN row shows by themselves.
-ADAPTATION = ("--batch-norm", "frozen", "--updates", "clean", "--learning-rate", "1e-3")
-ADAPTSEGNET = ("--lambda-adv-target1", "0.006", "--lambda-adv-target2", "0.03", "--learning-rate-D", "2e-4")
-FULL = {"seeds": (0, 1, 2), "source_steps": 800, "adaptation_steps": 150, "images": (800, 160, 600, 160)}
-QUICK = {"seeds": (0,), "source_steps": 500, "adaptation_steps": 100, "images": (500, 80, 400, 80)}
-ROWS = ("source-only", "control", "AdaBN", "AdaptSegNet", "oracle")
-BATCH_NORM = {
-    "source-only": "source",
-    "control": "source",
-    "AdaBN": "target",
-    "AdaptSegNet": "source",
-    "oracle": "target",
+ADAPTATION = "--batch-norm frozen --updates clean --learning-rate 1e-3".split()
+MAXSQUARE = "--target-mode IW_maxsquare --lambda-target 2 --IW-ratio 0.5 --val-every 0".split()
+ADAPTSEGNET = "--lambda-adv-target1 0.006 --lambda-adv-target2 0.03 --learning-rate-D 2e-4".split()
+CLAN = "--lambda-adv 0.05 --learning-rate-D 2e-4".split()
+CONTROL = "--multi --gaussian-blur False --random-mirror False".split()
+
+ROWS = ("source-only", "control", "AdaBN", "MaxSquare", "AdaptSegNet", "source-only, twin", "CLAN")
+FULL = {
+    "seeds": (0, 1, 2),
+    "source_steps": 800,
+    "adaptation_steps": 150,
+    "images": (800, 160, 600, 160),
+    "rows": (*ROWS, "oracle"),
 }
+QUICK = {"seeds": (0,), "source_steps": 500, "adaptation_steps": 100, "images": (500, 80, 400, 80), "rows": ROWS}
+FROM_SOURCE = ("source-only", "source-only, twin", "oracle")
+TARGET_STATISTICS = ("AdaBN", "oracle")
 
 
 def get_arguments(arguments=None):
@@ -104,13 +86,16 @@ class Demo:
         os.makedirs(args.out, exist_ok=True)
 
     def folder(self, row, seed):
-        return os.path.join(self.out, f"seed{seed}", row)
+        return os.path.join(self.out, f"seed{seed}", row.replace(", ", "-"))
 
     def weights(self, row, seed):
         """Where the row's final weights are."""
-        steps = self.profile["source_steps" if row in ("source-only", "oracle") else "adaptation_steps"]
+        steps = self.steps(row)
         name = {"AdaBN": "GTA5_adabn", "oracle": f"CITYSCAPES_{steps}"}.get(row, f"GTA5_{steps}")
         return os.path.join(self.folder(row, seed), f"{name}.pth")
+
+    def steps(self, row):
+        return self.profile["source_steps" if row in FROM_SOURCE else "adaptation_steps"]
 
     def run(self, jobs):
         """Run (title, finished file, command) jobs, several at a time, skipping what is finished."""
@@ -147,13 +132,14 @@ def main(args):
     demo = Demo(args)
     print("Rendering the mini data ...", flush=True)
     make_data(demo)
-    print("Training source-only and oracle models ...", flush=True)
-    demo.run([job for seed in demo.profile["seeds"] for job in (train_source(demo, seed), train_oracle(demo, seed))])
+    seeds, rows = demo.profile["seeds"], demo.profile["rows"]
+    print("Training on one domain ...", flush=True)
+    demo.run([training(demo, row, seed) for seed in seeds for row in rows if row in FROM_SOURCE])
     print("Adapting ...", flush=True)
-    demo.run([job(demo, seed) for seed in demo.profile["seeds"] for job in (adaptsegnet, control, adabn)])
+    demo.run([adaptation(demo, row, seed) for seed in seeds for row in rows if row not in FROM_SOURCE])
     print("Evaluating ...", flush=True)
-    demo.run([evaluation(demo, row, seed) for seed in demo.profile["seeds"] for row in ROWS])
-    demo.run([source_evaluation(demo, seed) for seed in demo.profile["seeds"]])
+    demo.run([evaluation(demo, row, seed) for seed in seeds for row in rows])
+    demo.run([source_evaluation(demo, seed) for seed in seeds])
     results = collect(demo)
     write_report(demo, results)
     print("\n" + text_table(results))
@@ -169,86 +155,45 @@ def make_data(demo):
     demo.run([("mini data", os.path.join(demo.data, "mini_data.json"), command)])
 
 
-def source_flags(demo):
-    return ("--data-dir", f"{demo.data}/GTA5", "--source-split", "train", "--input-size", SIZE)
+def common_flags(demo, row, seed):
+    steps = str(demo.steps(row))
+    model = "MiniResNet18Twin" if row in ("CLAN", "source-only, twin") else "MiniResNet18"
+    run = ["--snapshot-dir", demo.folder(row, seed), "--save-pred-every", "100000", "--save-state-every", "100"]
+    schedule = ["--num-steps", steps, "--num-steps-stop", steps, "--seed", str(seed)]
+    return [*SHARED, "--model", model, "--input-size", SIZE, *schedule, *run]
 
 
-def steps_flags(demo, key, seed, row):
-    steps = str(demo.profile[key])
-    return ("--num-steps", steps, "--num-steps-stop", steps, "--seed", str(seed), "--snapshot-dir", demo.folder(row, seed),
-            "--save-pred-every", "100000", "--save-state-every", "100")  # fmt: skip
+def source_data(demo):
+    return ["--data-dir", f"{demo.data}/GTA5", "--source-split", "train"]
 
 
-def train_source(demo, seed):
-    flags = (*source_flags(demo), *NETWORK, *FROM_SCRATCH, *steps_flags(demo, "source_steps", seed, "source-only"))
-    return f"source-only, seed {seed}", demo.weights("source-only", seed), ["train_source.py", *flags]
+def target_data(demo):
+    return ["--data-dir-target", f"{demo.data}/Cityscapes", "--input-size-target", SIZE]
 
 
-def train_oracle(demo, seed):
-    data = (
-        "--source",
-        "cityscapes",
-        "--data-dir",
-        f"{demo.data}/Cityscapes",
-        "--source-split",
-        "train",
-        "--input-size",
-        SIZE,
-    )
-    flags = (*data, *NETWORK, *FROM_SCRATCH, *steps_flags(demo, "source_steps", seed, "oracle"))
-    return f"oracle, seed {seed}", demo.weights("oracle", seed), ["train_source.py", *flags]
+def training(demo, row, seed):
+    """The job of a row that is trained from random weights on one domain."""
+    if row == "oracle":
+        data = ["--source", "cityscapes", "--data-dir", f"{demo.data}/Cityscapes", "--source-split", "train"]
+    else:
+        data = source_data(demo)
+    twin = ["--lambda-seg", "1"] if row == "source-only, twin" else []  # both classifiers are main ones
+    command = ["train_source.py", *data, *common_flags(demo, row, seed), *FROM_SCRATCH, *twin]
+    return f"{row}, seed {seed}", demo.weights(row, seed), command
 
 
-def control(demo, seed):
-    flags = (
-        *source_flags(demo),
-        *NETWORK,
-        *ADAPTATION,
-        "--multi",
-        "--gaussian-blur",
-        "False",
-        "--random-mirror",
-        "False",
-    )
-    flags += (
-        "--restore-from",
-        demo.weights("source-only", seed),
-        *steps_flags(demo, "adaptation_steps", seed, "control"),
-    )
-    return f"control, seed {seed}", demo.weights("control", seed), ["train_source.py", *flags]
-
-
-def adaptsegnet(demo, seed):
-    target = ("--data-dir-target", f"{demo.data}/Cityscapes", "--input-size-target", SIZE)
-    flags = (*source_flags(demo), *target, *NETWORK, *ADAPTATION, *ADAPTSEGNET)
-    flags += (
-        "--restore-from",
-        demo.weights("source-only", seed),
-        *steps_flags(demo, "adaptation_steps", seed, "AdaptSegNet"),
-    )
-    return f"AdaptSegNet, seed {seed}", demo.weights("AdaptSegNet", seed), ["train_adaptsegnet.py", *flags]
-
-
-def adabn(demo, seed):
-    flags = (
-        "--restore-from",
-        demo.weights("source-only", seed),
-        "--save",
-        demo.weights("AdaBN", seed),
-        "--seed",
-        str(seed),
-    )
-    flags += (
-        "--data-dir-target",
-        f"{demo.data}/Cityscapes",
-        "--input-size-target",
-        SIZE,
-        "--num-workers",
-        "0",
-        "--device",
-        "cpu",
-    )
-    return f"AdaBN, seed {seed}", demo.weights("AdaBN", seed), ["scripts/adabn.py", *flags]
+def adaptation(demo, row, seed):
+    """The job of a row that starts from a source-only model."""
+    start = ["--restore-from", demo.weights("source-only, twin" if row == "CLAN" else "source-only", seed)]
+    if row == "AdaBN":
+        save = ["--save", demo.weights(row, seed), "--seed", str(seed), "--num-workers", "0", "--device", "cpu"]
+        command = ["scripts/adabn.py", *start, *save, *target_data(demo)]
+    else:
+        script, flags = {"control": ("train_source.py", CONTROL), "MaxSquare": ("train_maxsquare.py", MAXSQUARE),
+                         "AdaptSegNet": ("train_adaptsegnet.py", ADAPTSEGNET), "CLAN": ("train_clan.py", CLAN)}[row]  # fmt: skip
+        target = [] if row == "control" else target_data(demo)
+        command = [script, *source_data(demo), *target, *common_flags(demo, row, seed), *start, *ADAPTATION, *flags]
+    return f"{row}, seed {seed}", demo.weights(row, seed), command
 
 
 def evaluation(demo, row, seed):
@@ -291,7 +236,7 @@ def collect(demo):
 
     seeds = demo.profile["seeds"]
     results = {"seeds": list(seeds), "source_val_miou": [], "rows": {}}
-    for row in ROWS:
+    for row in demo.profile["rows"]:
         found = [figures(os.path.join(demo.folder(row, seed), "figures.json")) for seed in seeds]
         results["rows"][row] = {
             "miou": [100 * entry["miou"] for entry in found],
@@ -311,7 +256,9 @@ def text_table(results):
     lines = [f"{'target val, mIoU in %':21s}  mean  [min, max]       gain  [min, max]      BatchNorm statistics of"]
     for row, entry in results["rows"].items():
         gain = "" if row == "source-only" else spread(entry["gain"], "+.1f")
-        lines.append(f"{row:21s} {spread(entry['miou'], '.1f'):22s} {gain:22s} {BATCH_NORM[row]}")
+        lines.append(
+            f"{row:21s} {spread(entry['miou'], '.1f'):22s} {gain:22s} {'target' if row in TARGET_STATISTICS else 'source'}"
+        )
     source_val = statistics.mean(results["source_val_miou"])
     seeds = len(results["seeds"])
     lines.append(f"source-only on the source's own val split: {source_val:.1f}; {seeds} seed{'s' if seeds > 1 else ''}")
@@ -346,14 +293,14 @@ def pictures(demo, count=5):
     for path in images:
         label = path.replace("leftImg8bit/val", "gtFine/val").replace("_leftImg8bit.png", "_gtFine_labelIds.png")
         row = [np.array(Image.open(path)), colorize(table[np.array(Image.open(label))])]
-        for name in ROWS:
+        for name in demo.profile["rows"]:
             row.append(
                 colorize(
                     np.array(Image.open(os.path.join(demo.folder(name, seed), "predictions", os.path.basename(path))))
                 )
             )
         rows.append([np.array(Image.fromarray(picture).resize((288, 144), Image.NEAREST)) for picture in row])
-    return grid(rows, ["target image", "label", *ROWS])
+    return grid(rows, ["target image", "label", *demo.profile["rows"]])
 
 
 def report_html(results):
@@ -364,10 +311,10 @@ def report_html(results):
         values = [iou[name] for iou in results["rows"][row]["iou"] if iou[name] is not None]
         return f"{100 * statistics.mean(values):.1f}" if values else "-"
 
-    header = "".join(f"<th>{row}</th>" for row in ROWS)
-    body = "".join(
-        f"<tr><td>{name}</td>{''.join(f'<td>{mean_iou(row, name)}</td>' for row in ROWS)}</tr>" for name in classes
-    )
+    rows = results["rows"]
+    header = "".join(f"<th>{row}</th>" for row in rows)
+    cells = {name: "".join(f"<td>{mean_iou(row, name)}</td>" for row in rows) for name in classes}
+    body = "".join(f"<tr><td>{name}</td>{cells[name]}</tr>" for name in classes)
     return f"""<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><title>SegAdapt demo</title>
 <style>body{{font:15px/1.5 sans-serif;margin:2em;max-width:1400px}} td,th{{padding:2px 12px;text-align:right}}

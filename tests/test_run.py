@@ -280,13 +280,65 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(mini_data, tmp_pa
     adapt(mini_data, tmp_path / "one", *common, "--batch-size", "2", steps=4)
     one, two = final_weights(tmp_path / "one", 4), final_weights(tmp_path / "two", 4)
     for key in one:
-        # Adam divides by the gradient's size: where that is near 0, rounding shows. A step of it is 1e-4 wide.
-        torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=2e-5 if key.startswith("_D") else 1e-7, msg=key)
+        if key.startswith("_D"):
+            # Adam divides by the gradient's size, so where that is near 0 rounding decides: compare whole tensors against
+            # the width of its four steps of 1e-4.
+            difference = (two[key] - one[key]).square().mean().sqrt()
+            assert difference < 0.05 * 4e-4, key
+        else:
+            torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-7, msg=key)
     scores = [
         [row["val_miou"] for row in map(json.loads, open(tmp_path / name / "metrics.jsonl")) if "val_miou" in row]
         for name in ("one", "two")
     ]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4) and len(scores[0]) == 1
+
+
+@pytest.mark.parametrize(
+    "script, more",
+    [
+        ("train_source.py", "--updates clean"),
+        ("train_maxsquare.py", "--multi --target-mode IW_maxsquare --val-every 0"),
+        ("train_clan.py", "--preheat-steps 1 --lambda-adv 0.1"),
+    ],
+)
+def test_every_script_trains_in_two_processes(script, more, mini_data, tmp_path):
+    """As above: the same weights as one process with the doubled batch."""
+    data = [
+        "--data-dir",
+        f"{mini_data}/GTA5",
+        "--input-size",
+        "96,48",
+        "--model",
+        "MiniResNet18",
+        "--restore-from",
+        "none",
+    ]
+    data += (
+        []
+        if script == "train_source.py"
+        else ["--data-dir-target", f"{mini_data}/Cityscapes", "--input-size-target", "96,48"]
+    )
+    common = [
+        *data,
+        "--device",
+        "cpu",
+        "--num-workers",
+        "0",
+        "--batch-norm",
+        "frozen",
+        "--num-steps",
+        "3",
+        "--num-steps-stop",
+        "3",
+    ]
+    common += [*more.split(), "--learning-rate", "1e-3"]
+    run_torchrun(2, script, [*common, "--snapshot-dir", str(tmp_path / "two")])
+    command = [sys.executable, script, *common, "--batch-size", "2", "--snapshot-dir", str(tmp_path / "one")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    one, two = (torch.load(tmp_path / name / "GTA5_3.pth", weights_only=True) for name in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-6, msg=key)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
