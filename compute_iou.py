@@ -9,23 +9,23 @@ occur nor are predicted are left out of the mean. Whatever is missing, of anothe
 that names the file: no pair is ever skipped.
 """
 
-import csv
 import json
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from glob import glob
+from glob import escape, glob
 
 import numpy as np
 import torch
 
-from dataset.classes import TRAINID_TO_LABELID, label_table, subset
+from dataset.classes import TRAINID_TO_LABELID, label_table
 from dataset.reading import read_label
 from utils.arguments import Parser, positive
-from utils.metrics import iou_per_class, scores, table
+from utils.metrics import mean_iou, percent, scores, table, write_results
 
 GROUND_TRUTH = "_gtFine_labelIds.png"
+PREDICTION = "_leftImg8bit.png"
 
 
 class PredictionError(ValueError):
@@ -52,37 +52,35 @@ def main(args):
         print(f"Num classes {args.num_classes}")
         results[pred_dir] = compute_iou(args.gt_dir, pred_dir, args.devkit_dir, args.num_classes, args.workers, print)
         print(table(results[pred_dir]))
+        write_results(results, "predictions", args.json, args.csv)
     if len(results) > 1:
         print()
         for pred_dir, result in results.items():
-            print(f"{pred_dir}\t{100 * result['miou']:.2f}")
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump(results, file, indent=2)
-    if args.csv:
-        write_csv(args.csv, results)
+            print(f"{pred_dir}\t{percent(result['miou'])}")
 
 
 def compute_iou(gt_dir, pred_dir, devkit_dir=None, num_classes=19, workers=1, report=lambda line: None):
     """Score a folder of predictions; see the module's docstring for how files are paired.
 
     Args:
-        report: called with a line after every tenth pair, `10 / 500: 41.23`, the mIoU so far.
+        report: called with a line after every tenth pair, `10 / 500: 41.23`, the mIoU so far (the original's is nan until
+            every class has occurred), and with a note if there are predictions without ground truth.
 
     Returns:
         `utils.metrics.scores` of the accumulated confusion matrix.
 
     Raises:
-        FileNotFoundError, OSError, PredictionError: naming the file.
+        FileNotFoundError, OSError, ValueError: naming the file.
     """
     pairs = find_pairs(gt_dir, pred_dir, devkit_dir)
+    _note_unscored(pairs, pred_dir, report)
     total = np.zeros((num_classes, num_classes), np.int64)
     count = partial(count_pair, num_classes=num_classes)
     with ProcessPoolExecutor(min(workers, len(pairs))) if workers > 1 else _InThisProcess() as pool:
         for number, matrix in enumerate(pool.map(count, *zip(*pairs, strict=True)), 1):
             total += matrix
             if number % 10 == 0:
-                report(f"{number} / {len(pairs)}: {100 * float(iou_per_class(torch.from_numpy(total)).nanmean()):.2f}")
+                report(f"{number} / {len(pairs)}: {100 * mean_iou(torch.from_numpy(total)):.2f}")
     return scores(torch.from_numpy(total))
 
 
@@ -91,7 +89,7 @@ def find_pairs(gt_dir, pred_dir, devkit_dir=None):
 
     Raises:
         FileNotFoundError: a folder, list or prediction is missing, or there is no ground truth.
-        ValueError: the devkit's lists differ in length.
+        ValueError: the devkit's lists differ in length, or its info.json maps label ids to other train ids.
     """
     for folder in (gt_dir, pred_dir):
         if not os.path.isdir(folder):
@@ -99,7 +97,7 @@ def find_pairs(gt_dir, pred_dir, devkit_dir=None):
     if devkit_dir:
         pairs = _listed_pairs(gt_dir, pred_dir, devkit_dir)
     else:
-        labels = sorted(glob(os.path.join(gt_dir, "**", f"*{GROUND_TRUTH}"), recursive=True))
+        labels = sorted(glob(os.path.join(escape(gt_dir), "**", f"*{GROUND_TRUTH}"), recursive=True))
         if not labels:
             raise FileNotFoundError(f"{gt_dir}: no ground truth (*{GROUND_TRUTH}) in or below this folder")
         pairs = [(label, _prediction_of(label, pred_dir)) for label in labels]
@@ -110,12 +108,21 @@ def find_pairs(gt_dir, pred_dir, devkit_dir=None):
 
 
 def _prediction_of(label, pred_dir):
-    name = os.path.basename(label).replace(GROUND_TRUTH, "_leftImg8bit.png")
+    name = os.path.basename(label).replace(GROUND_TRUTH, PREDICTION)
     nested = os.path.join(pred_dir, os.path.basename(os.path.dirname(label)), name)
     return nested if os.path.isfile(nested) else os.path.join(pred_dir, name)
 
 
+def _note_unscored(pairs, pred_dir, report):
+    scored = {os.path.basename(prediction) for _, prediction in pairs}
+    found = [name for name in os.listdir(pred_dir) if name.endswith(PREDICTION)]
+    unscored = sorted(set(found) - scored)
+    if unscored:
+        report(f"note: {len(unscored)} predictions without ground truth are not scored, for example {unscored[0]}")
+
+
 def _listed_pairs(gt_dir, pred_dir, devkit_dir):
+    _check_mapping(os.path.join(devkit_dir, "info.json"))
     lists = []
     for name in ("label.txt", "val.txt"):
         path = os.path.join(devkit_dir, name)
@@ -125,11 +132,24 @@ def _listed_pairs(gt_dir, pred_dir, devkit_dir):
             lists.append([line.strip() for line in file if line.strip()])
     labels, images = lists
     if len(labels) != len(images):
-        raise ValueError(
-            f"{devkit_dir}: label.txt has {len(labels)} lines, val.txt {len(images)}; they are paired by line"
-        )
+        raise ValueError(f"{devkit_dir}: label.txt has {len(labels)} lines, val.txt {len(images)}; they are paired by line")
     return [(os.path.join(gt_dir, label), os.path.join(pred_dir, os.path.basename(image)))
             for label, image in zip(labels, images, strict=True)]  # fmt: skip
+
+
+def _check_mapping(path):
+    """The original follows the devkit's mapping; one that is not Cityscapes' own must not be passed over."""
+    if not os.path.isfile(path):
+        return
+    with open(path) as file:
+        try:
+            pairs = json.load(file)["label2train"]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}: not the devkit's info.json with label2train ({error!r})") from error
+    ours = label_table("cityscapes")
+    others = [(label_id, train_id) for label_id, train_id in pairs if ours[label_id] != train_id]
+    if others:
+        raise ValueError(f"{path}: maps label id {others[0][0]} to {others[0][1]}; only Cityscapes' own mapping is scored")
 
 
 def count_pair(label_path, prediction_path, num_classes):
@@ -140,24 +160,25 @@ def count_pair(label_path, prediction_path, num_classes):
     """
     label = label_table("cityscapes", num_classes)[read_label(label_path).numpy()]
     prediction = read_label(prediction_path).numpy()
+    if prediction.ndim != 2:
+        raise PredictionError(f"{prediction_path}: {prediction.shape[2]} channels; predictions must be 8-bit grey or palette")
     if label.shape != prediction.shape:
         sizes = " against ".join(f"{width}x{height}" for height, width in (prediction.shape, label.shape))
         raise PredictionError(f"{prediction_path}: its size does not fit {label_path} ({sizes}); predict at full size")
     if prediction.max() >= num_classes:
-        raise PredictionError(f"{prediction_path}: {_what_is_wrong(prediction, num_classes)}")
+        raise PredictionError(f"{prediction_path}: {_what_is_wrong(int(prediction.max()), num_classes)}")
     counted = label < num_classes
     cells = label[counted].astype(np.int64) * num_classes + prediction[counted]
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def _what_is_wrong(prediction, num_classes):
-    found = set(np.unique(prediction).tolist())
-    label_ids = {TRAINID_TO_LABELID[train_id] for train_id in subset(num_classes)}
-    if found <= label_ids | {0}:
-        return (
-            "these look like Cityscapes label ids; predictions must be train ids, as evaluate_cityscapes.py writes them"
-        )
-    return f"holds the id {max(found)}, but predictions must be train ids 0..{num_classes - 1}"
+def _what_is_wrong(largest, num_classes):
+    reason = f"holds the id {largest}, but predictions must be train ids 0..{num_classes - 1}"
+    if largest < 19:
+        return f"{reason}; is this a prediction of more classes? (--num-classes)"
+    if largest <= max(TRAINID_TO_LABELID):
+        return f"{reason}; these look like Cityscapes label ids (evaluate_cityscapes.py writes train ids to --save)"
+    return reason
 
 
 class _InThisProcess:
@@ -170,15 +191,6 @@ class _InThisProcess:
         return None
 
     map = staticmethod(map)
-
-
-def write_csv(path, results):
-    names = list(next(iter(results.values()))["iou"])
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["predictions", "mIoU", *names])
-        for pred_dir, result in results.items():
-            writer.writerow([pred_dir, result["miou"], *(result["iou"][name] for name in names)])
 
 
 if __name__ == "__main__":

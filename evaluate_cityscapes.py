@@ -10,13 +10,11 @@ the label's size, and the main classifier decides (CLAN: the sum of both). MaxSq
 <name>.png with train ids, which compute_iou.py reads, and <name>_color.png to look at.
 """
 
-import csv
-import json
 import os
 import re
 import statistics
 from concurrent.futures import ThreadPoolExecutor
-from glob import glob
+from glob import escape, glob
 
 from tqdm import tqdm
 
@@ -27,7 +25,7 @@ from model import WeightsError, load_model
 from utils.arguments import DATASETS, DEFAULT_ROOTS, Parser, add_speed_flags, numbers, size
 from utils.device import autocast, choose, prepare
 from utils.evaluation import predictions
-from utils.metrics import ConfusionMatrix, scores, table
+from utils.metrics import ConfusionMatrix, scores, table, write_results
 from utils.pictures import save_colours, save_ids
 from utils.start import exit_with_message
 
@@ -47,17 +45,11 @@ def get_arguments(arguments=None):
     )
     group.add_argument("--num-classes", type=int, choices=(19, 16, 13), help="checked against the checkpoint")
     group.add_argument("--aspp-branches", type=int, choices=(2, 4), help="branches of each classifier that are added")
-    group.add_argument(
-        "--heads", choices=("last", "sum"), help="which logits decide: the main classifier's, or the sum"
-    )
+    group.add_argument("--heads", choices=("last", "sum"), help="which logits decide: the main classifier's, or the sum")
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--dataset", type=str.lower, choices=DATASETS, default="cityscapes", help="data set to evaluate on"
-    )
+    group.add_argument("--dataset", type=str.lower, choices=DATASETS, default="cityscapes", help="data set to evaluate on")
     group.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
-    group.add_argument(
-        "--data-dir", metavar="DIR", help="its root in the official layout (default ./data/Cityscapes, ...)"
-    )
+    group.add_argument("--data-dir", metavar="DIR", help="its root in the official layout (default ./data/Cityscapes, ...)")
     group.add_argument("--data-list", metavar="FILE", help="list of its images; without one, all of the split")
     group.add_argument("--set", default="val", metavar="SPLIT", help="split to evaluate")
     group.add_argument("--input-size", type=size, default=(1024, 512), metavar="W,H", help="images are resized to this")
@@ -65,9 +57,7 @@ def get_arguments(arguments=None):
         "--resize-labels", group=group, help="score at the input size, labels resized to it (MaxSquare's protocol)"
     )
     parser.add_switch("--flip", help="average the probabilities of the image and its mirror image")
-    parser.add_argument(
-        "--scales", type=numbers, default=(1.0,), metavar="LIST", help="average over these input scales"
-    )
+    parser.add_argument("--scales", type=numbers, default=(1.0,), metavar="LIST", help="average over these input scales")
     parser.add_argument(
         "--save",
         "--checkpoint-dir",
@@ -81,7 +71,7 @@ def get_arguments(arguments=None):
     parser.add_argument("--json", metavar="FILE", help="write all figures to this file")
     parser.add_argument("--csv", metavar="FILE", help="write one row per checkpoint to this file")
     add_speed_flags(parser, workers=4)
-    parser.accept_without_effect("--cpu", "--is-training", "--image-summary")
+    parser.accept_without_effect("--is-training", "--image-summary")
     parser.accept_without_effect("--ignore-label", takes_value=True)
     args = parser.parse_args(arguments)
     args.data_dir = args.data_dir or DEFAULT_ROOTS[args.dataset]
@@ -101,9 +91,9 @@ def main(args):
         if matrix is not None:
             results[stem] = scores(matrix)
             print(table(results[stem]))
+            write_results(results, "checkpoint", args.json, args.csv)
     if len(results) > 1:
         print_selection(results)
-    write_results(results, args.json, args.csv)
     return results
 
 
@@ -117,7 +107,7 @@ def find_checkpoints(source):
         return [source]
     paths = [
         path
-        for path in glob(os.path.join(source, "*.pth"))
+        for path in glob(os.path.join(escape(source), "*.pth"))
         if not re.search(r"_D\d*\.pth$|state(\.previous)?\.pth$", path)
     ]
     if not paths:
@@ -135,12 +125,7 @@ def evaluate_checkpoint(args, path, device, folder):
     prepare(model, args, device)
     loader, labelled = build_loader(args, num_classes)
     confusion = ConfusionMatrix(num_classes, device)
-    options = {
-        "heads": args.heads,
-        "flip": args.flip,
-        "scales": args.scales,
-        "autocast": lambda: autocast(args, device),
-    }
+    options = {"heads": args.heads, "flip": args.flip, "scales": args.scales, "autocast": lambda: autocast(args, device)}
     # Threads write the PNGs while the device computes; an error in one of them surfaces at its `result()`.
     with ThreadPoolExecutor(4) as writers:
         written = []
@@ -149,9 +134,7 @@ def evaluate_checkpoint(args, path, device, folder):
                 confusion.add(batch["label"].to(device, non_blocking=True), prediction)
             if folder or args.save_label_ids:
                 ids = prediction[0].cpu().numpy()
-                written.append(
-                    writers.submit(save_prediction, folder, args.save_label_ids, batch["name"][0], ids, num_classes)
-                )
+                written.append(writers.submit(save_prediction, folder, args.save_label_ids, batch["name"][0], ids, num_classes))
             if len(written) > 16:
                 written.pop(0).result()
         for future in written:
@@ -190,24 +173,13 @@ def save_prediction(folder, label_id_folder, name, ids, num_classes):
 def print_selection(results):
     """Last and best apart, and how far the last five are from each other: the best of many is chosen with the val labels."""
     values = [(stem, 100 * result["miou"]) for stem, result in results.items() if result["miou"] is not None]
+    if not values:
+        return
     steps = [value for value in values if re.search(r"_\d+$", value[0])] or values
     best = max(values, key=lambda value: value[1])
     recent = [value for _, value in steps[-5:]]
     print(f"\nlast: {steps[-1][0]} {steps[-1][1]:.2f}; best: {best[0]} {best[1]:.2f} (chosen with these very labels); "
           f"last {len(recent)}: mean {statistics.mean(recent):.2f}, from {min(recent):.2f} to {max(recent):.2f}")  # fmt: skip
-
-
-def write_results(results, json_path, csv_path):
-    if json_path:
-        with open(json_path, "w") as file:
-            json.dump(results, file, indent=2)
-    if csv_path and results:
-        names = list(next(iter(results.values()))["iou"])
-        with open(csv_path, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["checkpoint", "mIoU", *names])
-            for stem, result in results.items():
-                writer.writerow([stem, result["miou"], *(result["iou"].get(name) for name in names)])
 
 
 if __name__ == "__main__":

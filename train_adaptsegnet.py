@@ -60,17 +60,13 @@ def get_arguments(arguments=None):
     group = parser.add_argument_group("AdaptSegNet")
     group.add_argument("--iter-size", type=positive, default=1, help="sub-iterations whose gradients are accumulated")
     group.add_argument("--gan", choices=("Vanilla", "LS"), default="Vanilla", help="loss of the discriminators")
-    group.add_argument(
-        "--lambda-seg", type=float, default=0.1, help="weight of level 1's segmentation loss (level 2: 1)"
-    )
+    group.add_argument("--lambda-seg", type=float, default=0.1, help="weight of level 1's segmentation loss (level 2: 1)")
     group.add_argument("--lambda-adv-target1", type=float, default=0.0002, help="weight of level 1's adversarial loss")
     group.add_argument("--lambda-adv-target2", type=float, default=0.001, help="weight of level 2's adversarial loss")
     group.add_argument("--learning-rate-D", type=float, default=1e-4, help="of the discriminators")
-    group.add_argument(
-        "--restore-discriminator", metavar="D1,D2", help="weights of the discriminators, comma-separated"
-    )
+    group.add_argument("--restore-discriminator", metavar="D1,D2", help="weights of the discriminators, comma-separated")
     parser.add_switch("--random-mirror", group=group, help="mirror images at random (the original ignores this flag)")
-    parser.accept_without_effect("--is-training", "--not-restore-last", "--random-scale", "--tensorboard", "--cpu")
+    parser.accept_without_effect("--is-training", "--not-restore-last", "--random-scale", "--tensorboard")
     parser.accept_without_effect("--ignore-label", "--log-dir", takes_value=True)
     return set_target_defaults(set_source_defaults(parser.parse_args(arguments)))
 
@@ -98,47 +94,24 @@ def main(args):
     val_images = target_val_loader(args)
 
     # Networks: G and one discriminator per level
-    G = build_model(
-        args.model,
-        args.num_classes,
-        aspp_branches=args.aspp_branches,
-        batch_norm=args.batch_norm,
-        heads=None if "vgg" in args.model.lower() else "multi",
-    )
-    restore(G, args.restore_from)
-    levels = (1, 2)[-len(G.head_names) :]
-    D = {level: OutputDiscriminator(args.num_classes) for level in levels}
-    restore_discriminators(list(D.values()), args.restore_discriminator)
-    for network in (G, *D.values()):
-        prepare(network, args, device).train()
+    G, D = build_networks(args, device)
     lambda_seg = {1: args.lambda_seg, 2: 1.0}
     lambda_adv = {1: args.lambda_adv_target1, 2: args.lambda_adv_target2}
 
-    # Optimizers
-    optimizer_G = segmentation_optimizer(
-        G.parameter_groups(), args.updates, args.learning_rate, args.momentum, args.weight_decay
-    )
-    optimizers_D = {
-        level: discriminator_optimizer(D[level].parameters(), args.updates, args.learning_rate_D) for level in levels
-    }
+    optimizers = build_optimizers(args, G, D)
 
-    run = Run(
-        args,
-        device,
-        args.source.upper(),
-        {"": G, **{f"_D{level}": D[level] for level in levels}},
-        {"G": optimizer_G, **{f"D{level}": optimizers_D[level] for level in levels}},
-        {"source": source_batches, "target": target_batches},
-    )
+    networks = {"": G, **{f"_D{level}": network for level, network in D.items()}}
+    loaders = {"source": source_batches, "target": target_batches}
+    run = Run(args, device, args.source.upper(), networks, optimizers, loaders)
     run.start()
-    parallel_G, parallel_D = distributed.wrap(G), {level: distributed.wrap(D[level]) for level in levels}
+    parallel_G, parallel_D = distributed.wrap(G), {level: distributed.wrap(network) for level, network in D.items()}
     source_size, target_size = args.input_size[::-1], args.input_size_target[::-1]
 
     for step in run.steps(args.num_steps_stop):
-        rate_G = poly(args.learning_rate, step, args.num_steps, args.power)
-        rate_D = poly(args.learning_rate_D, step, args.num_steps, args.power)
-        for optimizer, rate in ((optimizer_G, rate_G), *((optimizer, rate_D) for optimizer in optimizers_D.values())):
-            set_learning_rate(optimizer, rate)
+        rates = {"lr_G": args.learning_rate, "lr_D": args.learning_rate_D}
+        rates = {name: poly(rate, step, args.num_steps, args.power) for name, rate in rates.items()}
+        for name, optimizer in optimizers.items():
+            set_learning_rate(optimizer, rates["lr_G" if name == "G" else "lr_D"])
             optimizer.zero_grad(set_to_none=True)
         losses = defaultdict(float)
 
@@ -150,30 +123,26 @@ def main(args):
             # ... with source
             source = run.next(source_batches)
             with run.autocast():
-                pred_source = [upsample(logits, source_size) for logits in parallel_G(source["image"])]
-                loss_seg = dict(
-                    zip(levels, (cross_entropy(pred, source["label"]) for pred in pred_source), strict=True)
-                )
-                loss = sum(lambda_seg[level] * loss_seg[level] for level in levels)
+                pred_source = by_level(parallel_G(source["image"]), source_size)
+                loss_seg = {level: cross_entropy(pred, source["label"]) for level, pred in pred_source.items()}
+                loss = sum(lambda_seg[level] * loss_seg[level] for level in D)
             run.backward(loss / args.iter_size)
 
             # ... with target
             target = run.next(target_batches)
             with run.autocast():
-                pred_target = [upsample(logits, target_size) for logits in parallel_G(target["image"])]
-                loss_adv = {
-                    level: adversarial_loss(D[level](F.softmax(pred, dim=1)), SOURCE, args.gan)
-                    for level, pred in zip(levels, pred_target, strict=True)
-                }
-                loss = sum(lambda_adv[level] * loss_adv[level] for level in levels)
+                pred_target = by_level(parallel_G(target["image"]), target_size)
+                judged = {level: D[level](F.softmax(pred, dim=1)) for level, pred in pred_target.items()}
+                loss_adv = {level: adversarial_loss(logits, SOURCE, args.gan) for level, logits in judged.items()}
+                loss = sum(lambda_adv[level] * loss_adv[level] for level in D)
             run.backward(loss / args.iter_size)
 
             # Train D, with the maps of both domains as G made them before its update.
-            loss_D = dict.fromkeys(levels, 0.0)
+            loss_D = dict.fromkeys(D, 0.0)
             for network in D.values():
                 network.requires_grad_(True)
             for domain, predictions in ((SOURCE, pred_source), (TARGET, pred_target)):
-                for level, pred in zip(levels, predictions, strict=True):
+                for level, pred in predictions.items():
                     with run.autocast():
                         domain_logits = parallel_D[level](F.softmax(pred.detach(), dim=1))
                         loss = adversarial_loss(domain_logits, domain, args.gan) / 2
@@ -181,22 +150,45 @@ def main(args):
                     loss_D[level] += loss.detach()
 
             for name, values in (("seg", loss_seg), ("adv", loss_adv), ("D", loss_D)):
-                for level in levels:
+                for level in D:
                     losses[f"loss_{name}{level}"] += values[level].detach() / args.iter_size
 
-        run.update(optimizer_G, *optimizers_D.values())
+        run.update(*optimizers.values())
 
-        run.log(step, losses, {"lr_G": rate_G, "lr_D": rate_D})
+        run.log(step, losses, rates)
         run.save(step)
         if run.due(step, args.save_pred_every):
-            run.add_picture(step, "source", prediction_panel(source, pred_source[-1], args.save_num_images))
-            run.add_picture(step, "target", prediction_panel(target, pred_target[-1], args.save_num_images))
+            run.add_picture(step, "source", prediction_panel(source, pred_source[2], args.save_num_images))
+            run.add_picture(step, "target", prediction_panel(target, pred_target[2], args.save_num_images))
         if run.due(step, args.val_every):
-            run.record_validation(
-                step,
-                evaluate(G, val_images, args.num_classes, device, autocast=run.autocast),
-                class_names(args.num_classes),
-            )
+            confusion = evaluate(G, val_images, args.num_classes, device, autocast=run.autocast)
+            run.record_validation(step, confusion, class_names(args.num_classes))
+
+
+def by_level(outputs, size):
+    """{level: logits upsampled to `size`}; the last output is level 2, the one before it level 1."""
+    return {level: upsample(logits, size) for level, logits in zip((1, 2)[-len(outputs) :], outputs, strict=True)}
+
+
+def build_networks(args, device):
+    """G, and {level: its discriminator}; VGG has level 2 alone."""
+    heads = None if "vgg" in args.model.lower() else "multi"
+    G = build_model(args.model, args.num_classes, aspp_branches=args.aspp_branches, batch_norm=args.batch_norm, heads=heads)
+    restore(G, args.restore_from)
+    D = {level: OutputDiscriminator(args.num_classes) for level in (1, 2)[-len(G.head_names) :]}
+    restore_discriminators(list(D.values()), args.restore_discriminator)
+    for network in (G, *D.values()):
+        prepare(network, args, device).train()
+    return G, D
+
+
+def build_optimizers(args, G, D):
+    """SGD for G, Adam for each discriminator."""
+    groups = G.parameter_groups()
+    optimizers = {"G": segmentation_optimizer(groups, args.updates, args.learning_rate, args.momentum, args.weight_decay)}
+    for level, network in D.items():
+        optimizers[f"D{level}"] = discriminator_optimizer(network.parameters(), args.updates, args.learning_rate_D)
+    return optimizers
 
 
 if __name__ == "__main__":

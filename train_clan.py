@@ -60,9 +60,7 @@ def get_arguments(arguments=None):
     group.add_argument("--lambda-adv", type=float, default=0.001, help="weight of the adversarial loss")
     group.add_argument("--lambda-local", type=float, help="how much disagreement adds to it (default 40; SYNTHIA 10)")
     group.add_argument("--epsilon", type=float, default=0.4, help="what is left of it without disagreement")
-    group.add_argument(
-        "--preheat-steps", type=int, metavar="N", help="warm-up (default: a twentieth of --num-steps-stop)"
-    )
+    group.add_argument("--preheat-steps", type=int, metavar="N", help="warm-up (default: a twentieth of --num-steps-stop)")
     group.add_argument("--learning-rate-D", type=float, default=1e-4, help="of the discriminator")
     group.add_argument("--restore-discriminator", metavar="FILE", help="weights of the discriminator")
     group.add_argument("--random-scale", type=truth, default=True, metavar="BOOL",
@@ -134,22 +132,16 @@ def main(args):
     val_images = target_val_loader(args)
 
     # Networks: G with twin classifiers, one discriminator
-    G = build_model(
-        args.model, args.num_classes, aspp_branches=args.aspp_branches or 4, batch_norm=args.batch_norm, heads="twin"
-    )
-    restore(G, args.restore_from)
-    D = OutputDiscriminator(args.num_classes)
-    restore_discriminators([D], args.restore_discriminator)
-    for network in (G, D):
-        prepare(network, args, device).train()
+    G, D = build_networks(args, device)
 
     # Optimizers
-    optimizer_G = segmentation_optimizer(G.parameter_groups(), args.updates, args.learning_rate, args.momentum,
-                                         args.weight_decay)  # fmt: skip
+    groups = G.parameter_groups()
+    optimizer_G = segmentation_optimizer(groups, args.updates, args.learning_rate, args.momentum, args.weight_decay)
     optimizer_D = discriminator_optimizer(D.parameters(), args.updates, args.learning_rate_D)
 
-    run = Run(args, device, args.source.upper(), {"": G, "_D": D}, {"G": optimizer_G, "D": optimizer_D},
-              {"source": source_batches, "target": target_batches})  # fmt: skip
+    optimizers = {"G": optimizer_G, "D": optimizer_D}
+    loaders = {"source": source_batches, "target": target_batches}
+    run = Run(args, device, args.source.upper(), {"": G, "_D": D}, optimizers, loaders)
     run.start()
     parallel_G, parallel_D = distributed.wrap(G), distributed.wrap(D)
     source_size, target_size = args.input_size[::-1], args.input_size_target[::-1]
@@ -209,8 +201,20 @@ def main(args):
             run.add_picture(step, "source", prediction_panel(source, sum(pred_source), args.save_num_images))
             run.add_picture(step, "target", prediction_panel(target, sum(pred_target), args.save_num_images))
         if run.due(step, args.val_every):
-            run.record_validation(step, evaluate(G, val_images, args.num_classes, device, autocast=run.autocast),
-                                  class_names(args.num_classes))  # fmt: skip
+            confusion = evaluate(G, val_images, args.num_classes, device, autocast=run.autocast)
+            run.record_validation(step, confusion, class_names(args.num_classes))
+
+
+def build_networks(args, device):
+    """G with twin classifiers, and its discriminator."""
+    branches = args.aspp_branches or 4
+    G = build_model(args.model, args.num_classes, aspp_branches=branches, batch_norm=args.batch_norm, heads="twin")
+    restore(G, args.restore_from)
+    D = OutputDiscriminator(args.num_classes)
+    restore_discriminators([D], args.restore_discriminator)
+    for network in (G, D):
+        prepare(network, args, device).train()
+    return G, D
 
 
 def augmentation(args, size):

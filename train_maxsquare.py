@@ -1,7 +1,8 @@
 """MaxSquare: Domain Adaptation for Semantic Segmentation with Maximum Squares Loss (Chen et al., ICCV 2019, 1909.13589).
 
-A source-trained network becomes more certain on target images by minimising a loss on its own probabilities p. Entropy (MinEnt)
-has its steepest slope at pixels that are certain already; the slope of squares grows only linearly, so easy pixels dominate less:
+A source-trained network becomes more certain on target images by minimising a loss on its own probabilities p. Entropy
+(MinEnt) is steepest at pixels that are certain already; the slope of squares grows only linearly, so easy pixels
+dominate less:
 
     maxsquare      L_T = -mean(p^2) / 2                        over pixels and classes (the paper does not divide by classes)
     IW_maxsquare   L_T = -sum_n w_n sum_c p_nc^2 / (N C)       with image-wise weights w_n = 1 / (H_c^r (sum H)^(1-r))
@@ -62,42 +63,28 @@ def get_arguments(arguments=None):
     add_source_flags(parser)
     add_target_flags(parser, aliases=("--dataset",))
     add_network_flags(parser, model="DeepLab")
-    add_optimization_flags(
-        parser, num_steps=None, num_steps_stop=None, save_pred_every=5000, run_aliases=("--save-dir",)
-    )
+    add_optimization_flags(parser, num_steps=None, num_steps_stop=None, save_pred_every=5000, run_aliases=("--save-dir",))
     parser.set_defaults(batch_norm="train", val_every=None)
     group = parser.add_argument_group("MaxSquare")
     group.add_argument("--target-mode", choices=TARGET_MODES, default="maxsquare", help="loss on target images")
-    group.add_argument(
-        "--lambda-target", type=float, default=1.0, help="its weight (published: 0.1; with --multi 0.09)"
-    )
+    group.add_argument("--lambda-target", type=float, default=1.0, help="its weight (published: 0.1; with --multi 0.09)")
     group.add_argument(
         "--IW-ratio", type=float, default=0.2, help="of image-wise weights: 0 all classes alike, 1 inverse frequency"
     )
-    group.add_argument(
-        "--threshold", type=float, default=0.95, help="of pseudo-labels (hard, and guidance with --multi)"
-    )
+    group.add_argument("--threshold", type=float, default=0.95, help="of pseudo-labels (hard, and guidance with --multi)")
     parser.add_switch("--multi", group=group, help="train the lower classifier with self-produced guidance")
     group.add_argument("--lambda-seg", type=float, default=0.1, help="weight of the lower classifier")
     group.add_argument(
         "--round-num", type=positive, default=1, help="rounds; nothing changes between them but the learning rate"
     )
     group.add_argument("--epoch-each-round", type=positive, default=2, help="epochs of a round")
-    group.add_argument(
-        "--epoch-num", type=positive, metavar="N", help="epochs in all, instead of rounds (CrossCity: 10)"
-    )
+    group.add_argument("--epoch-num", type=positive, metavar="N", help="epochs in all, instead of rounds (CrossCity: 10)")
     group.add_argument(
         "--checkpoint-dir", metavar="DIR", help="where --restore-id is looked for; without that, the run directory"
     )
-    group.add_argument(
-        "--restore-id", metavar="ID", help="start from CHECKPOINT_DIR/IDbest.pth, as the original names it"
-    )
-    parser.add_switch(
-        "--val-source", group=group, help="validate on the source's val split too (GTA5: needs split.mat)"
-    )
-    group.add_argument(
-        "--optim", choices=("SGD", "Adam"), default="SGD", help="Adam: betas (0.9, 0.99), each parameter once"
-    )
+    group.add_argument("--restore-id", metavar="ID", help="start from CHECKPOINT_DIR/IDbest.pth, as the original names it")
+    parser.add_switch("--val-source", group=group, help="validate on the source's val split too (GTA5: needs split.mat)")
+    group.add_argument("--optim", choices=("SGD", "Adam"), default="SGD", help="Adam: betas (0.9, 0.99), each parameter once")
     parser.add_switch("--freeze-bn", group=group, help="the original's name for --batch-norm frozen-statistics")
     group.add_argument("--random-mirror", type=truth, default=True, metavar="BOOL", help="mirror every second image")
     group.add_argument("--gaussian-blur", type=truth, default=True, metavar="BOOL",
@@ -209,14 +196,8 @@ def main(args):
     else:
         optimizer = adam(G.parameter_groups(), args.learning_rate, args.weight_decay)
 
-    run = Run(
-        args,
-        device,
-        args.source.upper(),
-        {"": G},
-        {"G": optimizer},
-        {"source": source_batches, "target": target_batches},
-    )
+    loaders = {"source": source_batches, "target": target_batches}
+    run = Run(args, device, args.source.upper(), {"": G}, {"G": optimizer}, loaders)
     run.start()
     parallel_G = distributed.wrap(G)
     levels = 2 if args.multi else 1

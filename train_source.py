@@ -47,24 +47,14 @@ def get_arguments(arguments=None):
     parser.set_defaults(batch_norm="train")
     group = parser.add_argument_group("source training")
     group.add_argument("--iter-size", type=positive, default=1, help="sub-iterations whose gradients are accumulated")
-    parser.add_switch(
-        "--multi", group=group, help="also train the lower classifier (for MaxSquare --multi and AdaptSegNet)"
-    )
+    parser.add_switch("--multi", group=group, help="also train the lower classifier (for MaxSquare --multi and AdaptSegNet)")
     group.add_argument("--lambda-seg", type=float, default=0.1, help="weight of the lower classifier's loss")
-    group.add_argument(
-        "--optim", choices=("SGD", "Adam"), default="SGD", help="Adam: betas (0.9, 0.99), each parameter once"
-    )
-    group.add_argument(
-        "--warmup", type=int, default=0, metavar="N", help="steps over which the learning rate rises from 0"
-    )
+    group.add_argument("--optim", choices=("SGD", "Adam"), default="SGD", help="Adam: betas (0.9, 0.99), each parameter once")
+    group.add_argument("--warmup", type=int, default=0, metavar="N", help="steps over which the learning rate rises from 0")
     parser.add_switch("--freeze-bn", group=group, help="the original's name for --batch-norm frozen-statistics")
     group.add_argument("--random-mirror", type=truth, default=True, metavar="BOOL", help="mirror every second image")
     group.add_argument(
-        "--gaussian-blur",
-        type=truth,
-        default=True,
-        metavar="BOOL",
-        help="blur every second image, radius below 1 pixel",
+        "--gaussian-blur", type=truth, default=True, metavar="BOOL", help="blur every second image, radius below 1 pixel"
     )
     parser.accept_without_effect("--imagenet-pretrained", "--pin-memory", "--bn-momentum", takes_value=True)
     args = set_source_defaults(parser.parse_args(arguments))
@@ -88,9 +78,7 @@ def main(args):
     G.freeze_stem_norm()
     if not args.multi:
         for head in G.heads()[:-1]:
-            head.requires_grad_(
-                False
-            )  # never used, as in the original; so DistributedDataParallel does not wait for it
+            head.requires_grad_(False)  # never used, as in the original; so DistributedDataParallel does not wait for it
     prepare(G, args, device).train()
     lambda_seg = [args.lambda_seg, 1.0][-len(G.head_names) :] if args.multi else [1.0]
 
@@ -116,9 +104,7 @@ def main(args):
             source = run.next(source_batches)
             with run.autocast():
                 pred = [upsample(logits, size) for logits in parallel_G(source["image"])[-len(lambda_seg) :]]
-                loss = sum(
-                    weight * cross_entropy(p, source["label"]) for weight, p in zip(lambda_seg, pred, strict=True)
-                )
+                loss = sum(weight * cross_entropy(p, source["label"]) for weight, p in zip(lambda_seg, pred, strict=True))
             run.backward(loss / args.iter_size)
             loss_seg += loss.detach() / args.iter_size
 
@@ -129,11 +115,8 @@ def main(args):
         if run.due(step, args.save_pred_every):
             run.add_picture(step, "source", prediction_panel(source, pred[-1], args.save_num_images))
         if run.due(step, args.val_every):
-            run.record_validation(
-                step,
-                evaluate(G, val_images, args.num_classes, device, autocast=run.autocast),
-                class_names(args.num_classes),
-            )
+            confusion = evaluate(G, val_images, args.num_classes, device, autocast=run.autocast)
+            run.record_validation(step, confusion, class_names(args.num_classes))
 
 
 if __name__ == "__main__":

@@ -52,9 +52,7 @@ def subset(num_classes):
         ValueError: there is no such set.
     """
     if num_classes not in SUBSETS:
-        raise ValueError(
-            f"there is no set of {num_classes} classes; known: 19 (Cityscapes), 16 (SYNTHIA), 13 (CrossCity)"
-        )
+        raise ValueError(f"there is no set of {num_classes} classes; known: 19 (Cityscapes), 16 (SYNTHIA), 13 (CrossCity)")
     return SUBSETS[num_classes]
 
 

@@ -44,9 +44,7 @@ def find_records(name, root, split, list_file=None, city=None):
         raise FileNotFoundError(f"{root}: no such folder (the root of {name})")
     records = layouts[name](Path(root), split, _lines(list_file), city)
     if not records:
-        raise FileNotFoundError(
-            f"{root}: no images of {name}, split {split}" + (f", in {list_file}" if list_file else "")
-        )
+        raise FileNotFoundError(f"{root}: no images of {name}, split {split}" + (f", in {list_file}" if list_file else ""))
     _check_names(records, list_file or root)
     return records
 
@@ -82,10 +80,7 @@ def _cityscapes(root, split, lines, city):
     labels = root / "gtFine" / split
     if lines is None:
         names = [
-            f"{folder.name}/{name}"
-            for folder in sorted(images.iterdir())
-            if folder.is_dir()
-            for name in _pictures(folder)
+            f"{folder.name}/{name}" for folder in sorted(images.iterdir()) if folder.is_dir() for name in _pictures(folder)
         ]
     else:
         names = [_pair(line) or _cityscapes_name(line) for line in lines]
@@ -187,9 +182,7 @@ def _folder(root, *parts):
     folder = root.joinpath(*parts)
     if not folder.is_dir():
         found = ", ".join(sorted(entry.name for entry in os.scandir(root))[:8]) or "nothing"
-        raise FileNotFoundError(
-            f"{folder}: no such folder; below {root} there is {found}. docs/data.md shows the layouts"
-        )
+        raise FileNotFoundError(f"{folder}: no such folder; below {root} there is {found}. docs/data.md shows the layouts")
     return folder
 
 

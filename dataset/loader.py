@@ -50,10 +50,7 @@ class EndlessLoader:
     def keys(self, position):
         """The data set keys (index, seed, batch_seed) of this process's batch number `position`."""
         first = (position * self.world_size + self.rank) * self.batch_size
-        return [
-            (self._index(k), _mix(self.seed, k), _mix(~self.seed, position))
-            for k in range(first, first + self.batch_size)
-        ]
+        return [(self._index(k), _mix(self.seed, k), _mix(~self.seed, position)) for k in range(first, first + self.batch_size)]
 
     def _index(self, k):
         epoch, place = divmod(k, len(self.dataset))
@@ -73,9 +70,7 @@ class EndlessLoader:
         """
         for key, value in self._identity().items():
             if state[key] != value:
-                raise LoaderStateError(
-                    f"the saved data position belongs to {key.replace('_', ' ')} {state[key]}, not {value}"
-                )
+                raise LoaderStateError(f"the saved data position belongs to {key.replace('_', ' ')} {state[key]}, not {value}")
         self.position = state["position"]
         self._batches = None
 

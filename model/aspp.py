@@ -17,13 +17,9 @@ class AtrousClassifier(nn.Module):
     def __init__(self, in_channels, num_classes, branches, rates=RATES):
         super().__init__()
         if branches not in (2, 4):
-            raise ValueError(
-                f"aspp_branches must be 2 (AdaptSegNet, MaxSquare) or 4 (CLAN, FADA, CRST), not {branches}"
-            )
+            raise ValueError(f"aspp_branches must be 2 (AdaptSegNet, MaxSquare) or 4 (CLAN, FADA, CRST), not {branches}")
         self.branches = branches
-        self.conv2d_list = nn.ModuleList(
-            nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate) for rate in rates
-        )
+        self.conv2d_list = nn.ModuleList(nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate) for rate in rates)
         for convolution in self.conv2d_list:
             nn.init.normal_(convolution.weight, 0, 0.01)
         for convolution in self.conv2d_list[branches:]:

@@ -103,9 +103,7 @@ class DeepLabResNet(Segmenter):
                 nn.init.normal_(module.weight, 0, 0.01)
         for name in self.head_names:
             low = heads == "multi" and name == "layer5"
-            setattr(
-                self, name, AtrousClassifier(channels // 2 if low else channels, num_classes, aspp_branches, aspp_rates)
-            )
+            setattr(self, name, AtrousClassifier(channels // 2 if low else channels, num_classes, aspp_branches, aspp_rates))
         self.set_batch_norm(batch_norm)
 
     def features(self, x):

@@ -21,9 +21,7 @@ class DeepLabVGG(Segmenter):
 
     head_multiplier = 1
 
-    def __init__(
-        self, num_classes=19, heads="single", aspp_branches=2, normalization="caffe", batch_norm="frozen-affine"
-    ):
+    def __init__(self, num_classes=19, heads="single", aspp_branches=2, normalization="caffe", batch_norm="frozen-affine"):
         super().__init__(normalization)
         if heads not in ("single", "twin"):
             raise ValueError(f"VGG16 has no classifier on a lower layer: heads must be single or twin, not {heads!r}")

@@ -65,9 +65,7 @@ def load_weights(network, state, source, fresh_heads=False):
     bad = [key for key in missing + misfits if key.split(".")[0] not in fresh]
     if bad:
         raise WeightsError(_misfit_message(network, state, own, bad, source))
-    usable = {
-        key: value for key, value in state.items() if key in network.state_dict() and key.split(".")[0] not in fresh
-    }
+    usable = {key: value for key, value in state.items() if key in network.state_dict() and key.split(".")[0] not in fresh}
     network.load_state_dict(usable, strict=False)
     ignored = [key for key in state if key not in usable]
     report = f"{source}: {len(usable)} tensors loaded"
@@ -112,11 +110,7 @@ def settings_from_weights(state, source="weights"):
             f"{source}: not a segmentation network known here (first keys: {', '.join(list(state)[:3])}); "
             "expected DeepLab v2 keys such as layer5.conv2d_list.0.weight"
         )
-    return {
-        "name": _resnet_name(state),
-        "num_classes": len(state["layer5.conv2d_list.0.bias"]),
-        "heads": _head_layout(state),
-    }
+    return {"name": _resnet_name(state), "num_classes": len(state["layer5.conv2d_list.0.bias"]), "heads": _head_layout(state)}
 
 
 def _resnet_name(state):
@@ -180,9 +174,7 @@ def _check_file(path):
     if not start:
         raise WeightsError(f"{path}: is empty")
     if start.lstrip()[:1] == b"<":
-        raise WeightsError(
-            f"{path}: is a web page, not weights; the download failed (a sign-in or error page was saved)"
-        )
+        raise WeightsError(f"{path}: is a web page, not weights; the download failed (a sign-in or error page was saved)")
     if not start.startswith((b"PK", b"\x80")):
         kind = "not a PyTorch file" if b"\0" in start else "a text file, not weights"
         raise WeightsError(f"{path}: is {kind}")
@@ -215,9 +207,7 @@ def _fresh_heads(network, unfit):
 def _misfit_message(network, state, own, bad, source):
     lines = []
     for key in bad[:5]:
-        found = (
-            f"has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}" if key in state else "is missing"
-        )
+        found = f"has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}" if key in state else "is missing"
         lines.append(f"{key} {found}")
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
     hint = ""

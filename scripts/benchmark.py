@@ -43,19 +43,13 @@ def get_arguments(arguments=None):
     parser = Parser(__doc__)
     parser.add_argument("--only", choices=SECTIONS, action="append", help="measure only this section; may be repeated")
     parser.add_argument("--model", metavar="NAME", help="network (default: DeepLab on a GPU, MiniResNet18 on a CPU)")
-    parser.add_argument(
-        "--input-size", type=size, metavar="W,H", help="source images (default 1280,720; on a CPU 192,96)"
-    )
+    parser.add_argument("--input-size", type=size, metavar="W,H", help="source images (default 1280,720; on a CPU 192,96)")
     parser.add_argument(
         "--input-size-target", type=size, metavar="W,H", help="target images (default 1024,512; on a CPU 192,96)"
     )
-    parser.add_argument(
-        "--label-size", type=size, metavar="W,H", help="of evaluation (default 2048,1024; on a CPU 384,192)"
-    )
+    parser.add_argument("--label-size", type=size, metavar="W,H", help="of evaluation (default 2048,1024; on a CPU 384,192)")
     parser.add_argument("--batch-size", type=positive, default=1, help="images per domain and step")
-    parser.add_argument(
-        "--steps", type=positive, default=10, help="measured repetitions, after as many as needed to warm up"
-    )
+    parser.add_argument("--steps", type=positive, default=10, help="measured repetitions, after as many as needed to warm up")
     parser.add_argument("--threads", type=positive, default=1, help="threads of one process, on a CPU")
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     add_speed_flags(parser)
@@ -77,10 +71,7 @@ def main(args):
     for section in args.only or SECTIONS:
         figures[section] = globals()[f"measure_{section}"](args, device)
         for name, values in figures[section].items():
-            print(
-                f"{section:10s} {name:34s} " + "  ".join(f"{key} {value:.3g}" for key, value in values.items()),
-                flush=True,
-            )
+            print(f"{section:10s} {name:34s} " + "  ".join(f"{key} {value:.3g}" for key, value in values.items()), flush=True)
     if args.json:
         with open(args.json, "w") as file:
             json.dump(figures, file, indent=2)
@@ -97,22 +88,13 @@ def measure_loaders(args, device):
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         counts = ["--source-train", "4", "--source-val", "1", "--target-train", "4", "--target-val", "1"]
-        for name, formats, image_size in (
-            ("source", "gta5,synthia", "1914,1052"),
-            ("target", "cityscapes", "2048,1024"),
-        ):
+        for name, formats, image_size in (("source", "gta5,synthia", "1914,1052"), ("target", "cityscapes", "2048,1024")):
             command = [f"{folder}/{name}", "--formats", formats, "--size", image_size, *counts]
             make_mini_data.main(make_mini_data.get_arguments(command))
         cases = {
             "GTA5 1914x1052 -> 1280x720": ("gta5", f"{folder}/source/GTA5", "train", (1280, 720), True),
             "SYNTHIA 1914x1052 -> 1280x760": ("synthia", f"{folder}/source/SYNTHIA", "train", (1280, 760), True),
-            "Cityscapes 2048x1024 -> 1024x512": (
-                "cityscapes",
-                f"{folder}/target/Cityscapes",
-                "train",
-                (1024, 512),
-                False,
-            ),
+            "Cityscapes 2048x1024 -> 1024x512": ("cityscapes", f"{folder}/target/Cityscapes", "train", (1024, 512), False),
         }
         for title, (name, root, split, resized, labels) in cases.items():
             dataset = build_dataset(name, root, split, transform=Resize(resized), labels=labels)
@@ -125,15 +107,11 @@ def measure_loaders(args, device):
 
 def measure_training(args, device):
     """One whole AdaptSegNet step on random images."""
-    G = prepare(
-        build_model(args.model, heads=None if args.model.lower() == "deeplab" else "multi"), args, device
-    ).train()
+    G = prepare(build_model(args.model, heads=None if args.model.lower() == "deeplab" else "multi"), args, device).train()
     D = [prepare(OutputDiscriminator(), args, device) for _ in G.head_names]
     optimizers = [segmentation_optimizer(G.parameter_groups(), "published", 2.5e-4, 0.9, 5e-4)]
     optimizers += [discriminator_optimizer(network.parameters(), "published", 1e-4) for network in D]
-    source, target = (
-        random_images(args.batch_size, shape, device) for shape in (args.input_size, args.input_size_target)
-    )
+    source, target = (random_images(args.batch_size, shape, device) for shape in (args.input_size, args.input_size_target))
     label = torch.randint(0, 19, (args.batch_size, *args.input_size[::-1]), dtype=torch.uint8, device=device)
 
     def step():

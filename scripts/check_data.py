@@ -49,9 +49,7 @@ class Finding(NamedTuple):
 
 def get_arguments(arguments=None):
     parser = Parser(__doc__)
-    parser.add_argument(
-        "name", metavar="DATASET", type=str.lower, choices=DATASETS, help=f"one of {', '.join(DATASETS)}"
-    )
+    parser.add_argument("name", metavar="DATASET", type=str.lower, choices=DATASETS, help=f"one of {', '.join(DATASETS)}")
     parser.add_argument("root", metavar="ROOT", help="its root in the official layout")
     parser.add_argument("--split", help="split to check (default: all; Cityscapes: train)")
     parser.add_argument("--data-list", metavar="FILE", help="check the images of this list instead")
@@ -139,8 +137,7 @@ def _warnings(findings, histogram, unknown, args):
             f"{len(odd)} images are not {width}x{height}, for example {odd[0].path} ({odd[0].size[0]}x{odd[0].size[1]})"
         )
     warnings += [
-        f"raw id {raw} in {count} labels is in no table of {args.name}; it is ignored"
-        for raw, count in sorted(unknown.items())
+        f"raw id {raw} in {count} labels is in no table of {args.name}; it is ignored" for raw, count in sorted(unknown.items())
     ]
     if any(entry["images"] for entry in histogram.values()):
         absent = [name for name, entry in histogram.items() if not entry["images"]]

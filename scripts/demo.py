@@ -49,6 +49,13 @@ ADAPTSEGNET = "--lambda-adv-target1 0.006 --lambda-adv-target2 0.03 --learning-r
 CLAN = "--lambda-adv 0.05 --learning-rate-D 2e-4".split()
 CONTROL = "--multi --gaussian-blur False --random-mirror False".split()
 
+METHODS = {
+    "control": ("train_source.py", CONTROL),
+    "MaxSquare": ("train_maxsquare.py", MAXSQUARE),
+    "AdaptSegNet": ("train_adaptsegnet.py", ADAPTSEGNET),
+    "CLAN": ("train_clan.py", CLAN),
+}
+
 ROWS = ("source-only", "control", "AdaBN", "MaxSquare", "AdaptSegNet", "source-only, twin", "CLAN")
 FULL = {
     "seeds": (0, 1, 2),
@@ -65,12 +72,8 @@ TARGET_STATISTICS = ("AdaBN", "oracle")
 def get_arguments(arguments=None):
     parser = Parser(__doc__)
     parser.add_switch("--quick", help="one seed and fewer steps")
-    parser.add_argument(
-        "--out", metavar="DIR", help="where everything goes (default ./demo, with --quick ./demo-quick)"
-    )
-    parser.add_argument(
-        "--processes", type=positive, default=min(2, os.cpu_count()), help="scripts that run side by side"
-    )
+    parser.add_argument("--out", metavar="DIR", help="where everything goes (default ./demo, with --quick ./demo-quick)")
+    parser.add_argument("--processes", type=positive, default=min(2, os.cpu_count()), help="scripts that run side by side")
     args = parser.parse_args(arguments)
     args.out = args.out or ("demo-quick" if args.quick else "demo")
     return args
@@ -116,9 +119,7 @@ class Demo:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         log = os.path.join(folder, "log.txt")
         with open(log, "a") as file:
-            code = subprocess.run(
-                [sys.executable, *command], cwd=ROOT, env=environment, stdout=file, stderr=file
-            ).returncode
+            code = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, stdout=file, stderr=file).returncode
         if code:
             with open(log) as file:
                 tail = "".join(file.readlines()[-5:])
@@ -143,9 +144,7 @@ def main(args):
     results = collect(demo)
     write_report(demo, results)
     print("\n" + text_table(results))
-    print(
-        f"\n{(time.monotonic() - began) / 60:.1f} minutes. Report with pictures: {os.path.join(demo.out, 'report.html')}"
-    )
+    print(f"\n{(time.monotonic() - began) / 60:.1f} minutes. Report with pictures: {os.path.join(demo.out, 'report.html')}")
 
 
 def make_data(demo):
@@ -189,8 +188,7 @@ def adaptation(demo, row, seed):
         save = ["--save", demo.weights(row, seed), "--seed", str(seed), "--num-workers", "0", "--device", "cpu"]
         command = ["scripts/adabn.py", *start, *save, *target_data(demo)]
     else:
-        script, flags = {"control": ("train_source.py", CONTROL), "MaxSquare": ("train_maxsquare.py", MAXSQUARE),
-                         "AdaptSegNet": ("train_adaptsegnet.py", ADAPTSEGNET), "CLAN": ("train_clan.py", CLAN)}[row]  # fmt: skip
+        script, flags = METHODS[row]
         target = [] if row == "control" else target_data(demo)
         command = [script, *source_data(demo), *target, *common_flags(demo, row, seed), *start, *ADAPTATION, *flags]
     return f"{row}, seed {seed}", demo.weights(row, seed), command
@@ -215,14 +213,7 @@ def evaluation(demo, row, seed):
 def source_evaluation(demo, seed):
     """The source-only model on the source's own val split: how wide the gap is."""
     figures = os.path.join(demo.folder("source-only", seed), "source_figures.json")
-    flags = (
-        "--dataset",
-        "gta5",
-        "--restore-from",
-        demo.weights("source-only", seed),
-        "--data-dir",
-        f"{demo.data}/GTA5",
-    )
+    flags = ("--dataset", "gta5", "--restore-from", demo.weights("source-only", seed), "--data-dir", f"{demo.data}/GTA5")
     flags += ("--input-size", SIZE, "--save", "none", "--json", figures, "--num-workers", "0", "--device", "cpu")
     return f"source-only on its own domain, seed {seed}", figures, ["evaluate_cityscapes.py", *flags]
 
@@ -238,10 +229,7 @@ def collect(demo):
     results = {"seeds": list(seeds), "source_val_miou": [], "rows": {}}
     for row in demo.profile["rows"]:
         found = [figures(os.path.join(demo.folder(row, seed), "figures.json")) for seed in seeds]
-        results["rows"][row] = {
-            "miou": [100 * entry["miou"] for entry in found],
-            "iou": [entry["iou"] for entry in found],
-        }
+        results["rows"][row] = {"miou": [100 * entry["miou"] for entry in found], "iou": [entry["iou"] for entry in found]}
     for seed in seeds:
         path = os.path.join(demo.folder("source-only", seed), "source_figures.json")
         results["source_val_miou"].append(100 * figures(path)["miou"])
@@ -295,9 +283,7 @@ def pictures(demo, count=5):
         row = [np.array(Image.open(path)), colorize(table[np.array(Image.open(label))])]
         for name in demo.profile["rows"]:
             row.append(
-                colorize(
-                    np.array(Image.open(os.path.join(demo.folder(name, seed), "predictions", os.path.basename(path))))
-                )
+                colorize(np.array(Image.open(os.path.join(demo.folder(name, seed), "predictions", os.path.basename(path)))))
             )
         rows.append([np.array(Image.fromarray(picture).resize((288, 144), Image.NEAREST)) for picture in row])
     return grid(rows, ["target image", "label", *demo.profile["rows"]])

@@ -101,9 +101,7 @@ def already_there(path, record, overwrite):
         changed = ", ".join(
             f"{key} {found.get(key)} (asked for: {record[key]})" for key in record if found.get(key) != record[key]
         )
-        raise ValueError(
-            f"{path}: holds data made with other parameters: {changed}. Choose another folder, or --overwrite it"
-        )
+        raise ValueError(f"{path}: holds data made with other parameters: {changed}. Choose another folder, or --overwrite it")
     os.remove(path)
     return False
 
@@ -114,9 +112,7 @@ def jobs_of(name, args):
     train, val = (args.source_train, args.source_val) if source else (args.target_train, args.target_val)
     first = 1 if name == "gta5" else 0
     splits = [("train" if i < train else "val", first + i) for i in range(train + val)]
-    return [
-        (name, city, split, number) for city in (CITIES if name == "crosscity" else (None,)) for split, number in splits
-    ]
+    return [(name, city, split, number) for city in (CITIES if name == "crosscity" else (None,)) for split, number in splits]
 
 
 def write(args, job):
@@ -145,9 +141,7 @@ def preview(args, count=4):
     table = label_table("cityscapes")
     rows = []
     for index in range(count):
-        scenes = [
-            render(domain, args.seed, index, args.size, args.strength, dict(args.part)) for domain in (SOURCE, TARGET)
-        ]
+        scenes = [render(domain, args.seed, index, args.size, args.strength, dict(args.part)) for domain in (SOURCE, TARGET)]
         rows.append([picture for scene in scenes for picture in (scene.image, colorize(table[scene.label_ids]))])
     return grid(rows, ["source image", "source label", "target image", "target label"])
 

@@ -28,15 +28,6 @@ def mini_data(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("mini")
     counts = "--source-train 6 --source-val 3 --target-train 5 --target-val 3".split()
-    arguments = [
-        str(root),
-        "--formats",
-        "gta5,synthia,cityscapes,crosscity",
-        "--size",
-        "96,48",
-        "--workers",
-        "1",
-        *counts,
-    ]
+    arguments = [str(root), "--formats", "gta5,synthia,cityscapes,crosscity", "--size", "96,48", "--workers", "1", *counts]
     make_mini_data.main(make_mini_data.get_arguments(arguments))
     return root

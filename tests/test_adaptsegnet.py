@@ -64,9 +64,7 @@ def changes(data, snapshot, network):
     start = torch.load(data / f"{network}.pth", weights_only=True)
     end = torch.load(snapshot, weights_only=True)
     difference = {key: (end[key].double() - start[key].double()) for key in start}
-    return {
-        key: (value.square().mean().sqrt().item(), value.flatten()[:8].numpy()) for key, value in difference.items()
-    }
+    return {key: (value.square().mean().sqrt().item(), value.flatten()[:8].numpy()) for key, value in difference.items()}
 
 
 def compare(data, recorded, variant, network, snapshot, tolerance):

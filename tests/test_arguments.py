@@ -51,12 +51,7 @@ def test_published_defaults():
     )
     assert (args.num_steps, args.num_steps_stop, args.save_pred_every) == (250000, 150000, 5000)
     assert (args.input_size, args.input_size_target, args.batch_size) == ((1280, 720), (1024, 512), 1)
-    assert (args.lambda_seg, args.lambda_adv_target1, args.lambda_adv_target2, args.gan) == (
-        0.1,
-        0.0002,
-        0.001,
-        "Vanilla",
-    )
+    assert (args.lambda_seg, args.lambda_adv_target1, args.lambda_adv_target2, args.gan) == (0.1, 0.0002, 0.001, "Vanilla")
     assert (args.updates, args.batch_norm, args.model) == ("published", "frozen-affine", "DeepLab")
     assert train_adaptsegnet.get_arguments(["--source", "SYNTHIA"]).input_size == (1280, 760)
     args = train_source.get_arguments(["--iter_stop", "80000", "--freeze_bn", "True"])
@@ -130,9 +125,7 @@ def test_help_explains_every_flag(script, monkeypatch, capsys):
 def test_scripts_start_from_anywhere(tmp_path):
     """Also from a folder that is not the repository's root."""
     for script in ("scripts/make_mini_data.py", "compute_iou.py"):
-        result = subprocess.run(
-            [sys.executable, str(ROOT / script), "--help"], cwd=tmp_path, capture_output=True, text=True
-        )
+        result = subprocess.run([sys.executable, str(ROOT / script), "--help"], cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0 and "usage:" in result.stdout, result.stderr
 
 

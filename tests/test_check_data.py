@@ -66,10 +66,7 @@ def write_label(data, array):
             lambda data: label_path(data).write_bytes(label_path(data).read_bytes()[:100]),
             "labels/00001.png: cannot be read, truncated",
         ),
-        (
-            lambda data: (data / "GTA5/images/00002.png").write_bytes(b"\x89PNG\r\n\x1a\n"),
-            "images/00002.png: cannot be read",
-        ),
+        (lambda data: (data / "GTA5/images/00002.png").write_bytes(b"\x89PNG\r\n\x1a\n"), "images/00002.png: cannot be read"),
         (lambda data: write_label(data, np.zeros((48, 96, 3), np.uint8)), "labels/00001.png: an RGB picture"),
         (lambda data: write_label(data, np.zeros((48, 200), np.uint8)), "label is 200x48, image 96x48"),
     ],

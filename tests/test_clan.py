@@ -28,9 +28,7 @@ def losses(golden):
 
 def close(actual, expected, tolerance=1e-5):
     expected = np.asarray(expected)
-    np.testing.assert_allclose(
-        np.asarray(actual.detach()), expected, rtol=0, atol=tolerance * np.abs(expected).max() + 1e-12
-    )
+    np.testing.assert_allclose(np.asarray(actual.detach()), expected, rtol=0, atol=tolerance * np.abs(expected).max() + 1e-12)
 
 
 def uint8_labels(array):
@@ -106,8 +104,7 @@ def test_weight_discrepancy(losses):
 @pytest.mark.parametrize("case", ("plain", "weighted"))
 def test_the_whole_chain_to_the_predictions(case, losses):
     first, second = (
-        torch.from_numpy(noise(f"losses/chain/pred{i}", losses["chain/pred_shape"], 0, 2)).requires_grad_()
-        for i in (1, 2)
+        torch.from_numpy(noise(f"losses/chain/pred{i}", losses["chain/pred_shape"], 0, 2)).requires_grad_() for i in (1, 2)
     )
     lambda_adv, epsilon, lambda_local, damping = losses["chain/lambda_adv_epsilon_lambda_local_damping"].tolist()
     D = filled(OutputDiscriminator())
@@ -245,14 +242,7 @@ def test_four_steps_across_the_warm_up_match_the_original(source, updates, varia
 def test_any_network_and_batch_trains_and_resumes(model, mini_data, tmp_path):
     def train(directory, stop, *more):
         arguments = [
-            *(
-                "--data-dir",
-                f"{mini_data}/SYNTHIA",
-                "--source",
-                "synthia",
-                "--data-dir-target",
-                f"{mini_data}/Cityscapes",
-            ),
+            *("--data-dir", f"{mini_data}/SYNTHIA", "--source", "synthia", "--data-dir-target", f"{mini_data}/Cityscapes"),
             *("--input-size", "64,32", "--input-size-target", "64,32", "--model", model, "--restore-from", "none"),
             *("--device", "cpu", "--num-workers", "0", "--batch-size", "2", "--num-steps", "4", "--preheat-steps", "1"),
             *("--snapshot-dir", str(tmp_path / directory), "--num-steps-stop", str(stop), "--num-classes", "16", *more),
@@ -289,7 +279,5 @@ def test_a_snapshot_with_its_discriminator_is_a_start(mini_data, tmp_path):
     train_clan.main(train_clan.get_arguments([*common, *again, "--snapshot-dir", f"{tmp_path}/b"]))
     with pytest.raises(ValueError, match="names 2 files for 1 discriminators"):
         train_clan.main(
-            train_clan.get_arguments(
-                [*common, *again[:2], "--restore-discriminator", "x,y", "--snapshot-dir", f"{tmp_path}/c"]
-            )
+            train_clan.get_arguments([*common, *again[:2], "--restore-discriminator", "x,y", "--snapshot-dir", f"{tmp_path}/c"])
         )

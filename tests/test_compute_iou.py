@@ -1,5 +1,6 @@
 """compute_iou.py against the original's figures, cityscapesScripts, and everything that can be wrong with predictions."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import torch
 from conftest import GOLDEN, ROOT
 from PIL import Image
 
-from compute_iou import PredictionError, compute_iou, find_pairs
+from compute_iou import PredictionError, compute_iou, find_pairs, get_arguments, main
 from dataset.classes import SUBSET_13, TRAINID_TO_LABELID, label_table
 from utils.metrics import OTHERS_REMOVED, SUBSET_OF_MATRIX, ConfusionMatrix, iou_per_class, mean_iou, scores, table
 
@@ -36,7 +37,8 @@ def test_figures_and_lines_of_the_original(devkit, golden):
     assert result["miou"] == recorded["miou"]
     original = [line for line in str(recorded["stdout"]).splitlines() if line.startswith("===>")]
     assert table(result).splitlines()[:20] == original
-    assert len(lines) == 1 and lines[0].startswith("10 / 11: ")
+    assert lines[0].startswith("note: 1 predictions without ground truth") and "aaa_000004" in lines[0]
+    assert len(lines) == 2 and lines[1].startswith("10 / 11: ")
 
 
 def test_a_pair_of_different_sizes_is_an_error_and_not_skipped():
@@ -87,7 +89,8 @@ def replace_prediction(folders, change):
         (lambda path, ids: save(path, ids[:, :-1]), PredictionError, r"39x24 against 40x24"),
         (lambda path, ids: save(path, np.stack([ids] * 3, -1)), OSError, "an RGB picture"),
         (lambda path, ids: save(path, np.where(ids == 3, 255, ids)), PredictionError, "holds the id 255"),
-        (lambda path, ids: save(path, np.array(TRAINID_TO_LABELID)[ids]), PredictionError, "label ids"),
+        (lambda path, ids: save(path, np.array(TRAINID_TO_LABELID)[ids]), PredictionError, "33, .*label ids"),
+        (lambda path, ids: save(path, np.stack([ids] * 2, -1)), PredictionError, "2 channels"),
         (lambda path, ids: path.write_bytes(path.read_bytes()[:200]), OSError, "truncated"),
         (lambda path, ids: path.write_text("no picture at all, just some text"), OSError, "not a PNG"),
     ],
@@ -96,6 +99,35 @@ def test_bad_predictions_are_errors_that_name_the_file(change, error, message, f
     replace_prediction(folders, change)
     with pytest.raises(error, match=f"city_000000_000019_leftImg8bit.png: .*{message}"):
         score(folders)
+
+
+def test_a_prediction_of_more_classes(folders):
+    with pytest.raises(PredictionError, match="holds the id 18.*--num-classes"):
+        score(folders, num_classes=16)
+
+
+def test_predictions_in_city_folders_and_odd_folder_names(folders):
+    (folders / "pred").rename(folders / "city")
+    (folders / "gt").rename(folders / "gt [1]")
+    (folders / "pred").mkdir()
+    (folders / "city").rename(folders / "pred/city")
+    assert compute_iou(str(folders / "gt [1]"), str(folders / "pred"))["miou"] == 1
+
+
+def test_a_mapping_that_is_not_cityscapes_own_is_refused(folders):
+    (folders / "label.txt").write_text("city/city_000000_000019_gtFine_labelIds.png")
+    (folders / "val.txt").write_text("city/city_000000_000019_leftImg8bit.png")
+    pairs = [[label_id, int(train_id)] for label_id, train_id in enumerate(label_table("cityscapes")[:34])]
+    for label_to_train, other in (([*pairs, [-1, 255]], False), ([[29, 13], *pairs], True)):
+        (folders / "info.json").write_text(json.dumps({"label2train": label_to_train}))
+        if other:
+            with pytest.raises(ValueError, match="info.json: maps label id 29 to 13"):
+                score(folders, devkit_dir=str(folders))
+        else:
+            assert score(folders, devkit_dir=str(folders))["miou"] == 1
+    (folders / "info.json").write_text("{}")
+    with pytest.raises(ValueError, match="info.json: not the devkit's"):
+        score(folders, devkit_dir=str(folders))
 
 
 def test_missing_folders_and_ground_truth(folders):
@@ -111,17 +143,19 @@ def test_command_line_with_several_folders(folders):
     ids = np.array(Image.open(folders / "pred/city_000000_000019_leftImg8bit.png"))
     ids[:12] = 0
     Image.fromarray(ids).save(second / "city_000000_000019_leftImg8bit.png")
-    command = [sys.executable, str(ROOT / "compute_iou.py"), "gt", "pred", "half", "--json", "a.json", "--csv", "a.csv"]
+    command = [sys.executable, str(ROOT / "compute_iou.py"), "gt", "pred", "half", "--json", "a.json", "--csv", "new/a.csv"]
     done = subprocess.run(command, cwd=folders, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Num classes 19") == 2 and "===>motocycle:\t100.0" in done.stdout
     figures = json.loads((folders / "a.json").read_text())
     assert figures["pred"]["miou"] == 1 and 0.3 < figures["half"]["miou"] < 0.7
-    assert [line.split(",")[0] for line in (folders / "a.csv").read_text().splitlines()] == [
-        "predictions",
-        "pred",
-        "half",
-    ]
+    with open(folders / "new/a.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["predictions"] for row in rows] == ["pred", "half"]
+    assert float(rows[1]["mIoU"]) == figures["half"]["miou"]
+    assert float(rows[1]["motorcycle"]) == figures["half"]["iou"]["motorcycle"]
+    for protocol, value in figures["half"]["subsets"]["13"].items():
+        assert float(rows[1][f"mIoU of 13 classes ({protocol})"]) == value
     (second / "city_000000_000019_leftImg8bit.png").unlink()
     done = subprocess.run(command, cwd=folders, capture_output=True, text=True)
     assert done.returncode == 1
@@ -177,8 +211,7 @@ def test_the_two_protocols_of_13_classes_differ_as_described():
     label = label_table("cityscapes")[label_ids]
     kept = np.isin(label, members) & np.isin(prediction, members)
     ious = [
-        (kept & (label == c) & (prediction == c)).sum() / (kept & ((label == c) | (prediction == c))).sum()
-        for c in members
+        (kept & (label == c) & (prediction == c)).sum() / (kept & ((label == c) | (prediction == c))).sum() for c in members
     ]
     assert by_protocol[OTHERS_REMOVED] == pytest.approx(np.mean(ious))
     assert by_protocol[OTHERS_REMOVED] > by_protocol[SUBSET_OF_MATRIX] + 0.01
@@ -196,3 +229,31 @@ def test_confusion_matrix_refuses_what_is_no_class():
         confusion.add(torch.tensor([1, 255]), torch.tensor([255, 255]))
     with pytest.raises(ValueError, match="shape"):
         confusion.add(torch.zeros(2, 2), torch.zeros(2, 3))
+    for label, prediction in ((0, -1), (1, -2), (3, 19), (3, 255), (18, 1000)):
+        with pytest.raises(ValueError, match="no class"):
+            confusion.add(torch.tensor([label]), torch.tensor([prediction]))
+    assert confusion.matrix.sum() == 0
+
+
+@pytest.mark.parametrize("dtype", (torch.uint8, torch.int64))
+def test_confusion_matrix_counts_every_pixel_once(dtype):
+    label_ids, prediction = random_pair()
+    label = label_table("cityscapes")[label_ids]
+    expected = np.zeros((19, 19), np.int64)
+    np.add.at(expected, (label[label < 19], prediction[label < 19]), 1)
+    label, prediction = torch.from_numpy(label).to(dtype), torch.from_numpy(prediction).to(dtype)
+    if dtype == torch.int64:
+        label[label == 255] = -1
+    confusion = ConfusionMatrix(19)
+    confusion.add(label, prediction)
+    confusion.add(label, prediction)
+    np.testing.assert_array_equal(confusion.matrix.numpy(), 2 * expected)
+
+
+def test_no_class_at_all(folders, capsys):
+    save(folders / "gt/city/city_000000_000019_gtFine_labelIds.png", np.zeros((24, 40)))
+    (folders / "other").symlink_to(folders / "pred")
+    command = [str(folders / name) for name in ("gt", "pred", "other")]
+    main(get_arguments([*command, "--workers", "1", "--csv", str(folders / "a.csv")]))
+    assert "===> mIoU: nan" in capsys.readouterr().out
+    assert (folders / "a.csv").read_text().splitlines()[1].endswith("pred" + "," * 24)

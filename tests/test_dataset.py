@@ -181,8 +181,7 @@ def test_every_layout_is_found_without_lists(mini_data):
     assert count("crosscity", mini_data, "val", city="Rome") == 3
     record = find_records("cityscapes", mini_data / "Cityscapes", "val")[0]
     assert (
-        record.label.endswith(record.name.replace("_leftImg8bit.png", "_gtFine_labelIds.png"))
-        and "gtFine/val/" in record.label
+        record.label.endswith(record.name.replace("_leftImg8bit.png", "_gtFine_labelIds.png")) and "gtFine/val/" in record.label
     )
 
 
@@ -196,8 +195,7 @@ def test_layouts_one_folder_further_down(mini_data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "lines",
-    ("00002.png\r\n00004.png", "2\n4\n", "images/00002.png\tlabels/00002.png\n1\timages/00004.png\tlabels/00004.png"),
+    "lines", ("00002.png\r\n00004.png", "2\n4\n", "images/00002.png\tlabels/00002.png\n1\timages/00004.png\tlabels/00004.png")
 )
 def test_list_formats_of_gta5(lines, mini_data, tmp_path):
     (tmp_path / "list.txt").write_bytes(lines.encode())
@@ -254,9 +252,7 @@ def pair(tmp_path):
     """A GTA5 folder with one pair."""
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)).save(
-        tmp_path / "images/00001.png"
-    )
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)).save(tmp_path / "images/00001.png")
     Image.fromarray(np.full((40, 60), 7, np.uint8)).save(tmp_path / "labels/00001.png")
     return tmp_path
 
@@ -280,10 +276,7 @@ def cut(path, size):
             lambda pair: broken_label(pair, np.zeros((40, 90), np.uint8)),
             "labels/00001.png: its size does not fit .*images/00001.png .90x40 against 60x40",
         ),
-        (
-            lambda pair: (pair / "labels/00001.png").write_text("<html>not found, sorry</html>"),
-            "labels/00001.png: not a PNG",
-        ),
+        (lambda pair: (pair / "labels/00001.png").write_text("<html>not found, sorry</html>"), "labels/00001.png: not a PNG"),
     ],
 )
 def test_broken_files_are_errors_that_name_them(breakage, message, pair):

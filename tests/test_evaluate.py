@@ -1,6 +1,7 @@
 """evaluate_cityscapes.py against the original's predictions, and what users do with it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import evaluate_cityscapes
 from dataset import build_dataset, label_table, sequential_loader
 from dataset.classes import PALETTE, to_label_ids
 from dataset.transforms import Resize
-from model import build_model
+from model import build_model, upsample
+from utils.evaluation import evaluate as score
 from utils.evaluation import predict
 
 EVALUATE = GOLDEN / "adaptsegnet/evaluate"
@@ -27,9 +29,7 @@ NAMES = ("city_000000_000019_leftImg8bit", "city_000001_000019_leftImg8bit")
 def test_scores_and_predictions_of_the_original(recorded_name, name, golden):
     recorded = golden("adaptsegnet/evaluate.npz")
     network = filled(build_model(name)).eval()
-    dataset = build_dataset(
-        "cityscapes", str(EVALUATE / "Cityscapes"), "val", transform=Resize((256, 128)), labels=False
-    )
+    dataset = build_dataset("cityscapes", str(EVALUATE / "Cityscapes"), "val", transform=Resize((256, 128)), labels=False)
     for i, batch in enumerate(sequential_loader(dataset)):
         with torch.inference_mode():
             result = predict(network, batch["image"], (256, 512))[0]
@@ -78,14 +78,7 @@ def evaluate(*arguments):
 
 def test_files_figures_and_compute_iou_agree(checkpoints, mini_data, tmp_path, capsys):
     results = evaluate(
-        *(
-            "--restore-from",
-            checkpoints / "GTA5_2.pth",
-            "--data-dir",
-            mini_data / "Cityscapes",
-            "--save",
-            tmp_path / "pred",
-        ),
+        *("--restore-from", checkpoints / "GTA5_2.pth", "--data-dir", mini_data / "Cityscapes", "--save", tmp_path / "pred"),
         *("--save-label-ids", tmp_path / "server", "--json", tmp_path / "figures.json"),
     )
     printed = capsys.readouterr().out
@@ -118,10 +111,7 @@ def test_a_folder_of_checkpoints_gives_one_row_each_in_order(checkpoints, mini_d
     )
     assert list(results) == ["GTA5_2", "GTA5_10"]
     rows = (tmp_path / "a.csv").read_text().splitlines()
-    assert rows[0].startswith("checkpoint,mIoU,road") and [row.split(",")[0] for row in rows[1:]] == [
-        "GTA5_2",
-        "GTA5_10",
-    ]
+    assert rows[0].startswith("checkpoint,mIoU,road") and [row.split(",")[0] for row in rows[1:]] == ["GTA5_2", "GTA5_10"]
     assert "last: GTA5_10" in capsys.readouterr().out
     assert len(list((tmp_path / "GTA5_10").glob("*.png"))) == 6
 
@@ -148,6 +138,50 @@ def test_flip_scales_and_heads(checkpoints, mini_data):
     assert results["GTA5_2"]["miou"] is not None
 
 
+def test_half_precision_ends_before_the_upsampling():
+    """Else neighbouring classes tie, and the lower id wins."""
+    network = filled(build_model("MiniResNet18")).eval()
+    image = torch.randint(0, 256, (1, 3, 48, 96), dtype=torch.uint8)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        low = network(image)[-1]
+        assert low.dtype == torch.bfloat16
+        torch.testing.assert_close(predict(network, image, (48, 96)), upsample(low.float(), (48, 96)), rtol=0, atol=0)
+
+
+def test_predictions_that_the_number_of_classes_does_not_have_are_refused(mini_data):
+    dataset = build_dataset("cityscapes", str(mini_data / "Cityscapes"), "val", num_classes=13)
+    with pytest.raises(ValueError, match="no class"):
+        score(filled(build_model("MiniResNet18")), sequential_loader(dataset), 13, "cpu")
+
+
+def test_scoring_restores_the_training_mode(mini_data):
+    dataset = build_dataset("cityscapes", str(mini_data / "Cityscapes"), "val")
+    for training in (True, False):
+        network = filled(build_model("MiniResNet18")).train(training)
+        statistics = network.bn1.running_mean.clone()
+        matrix = score(network, sequential_loader(dataset), 19, "cpu").matrix
+        assert network.training is training and torch.equal(network.bn1.running_mean, statistics)
+        assert matrix.sum() == sum((sample["label"] < 19).sum() for sample in dataset)
+
+
+def test_a_checkpoint_that_cannot_be_read_leaves_the_rows_before_it(checkpoints, mini_data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(checkpoints, folder)
+    (folder / "GTA5_20.pth").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="GTA5_20.pth"):
+        evaluate(
+            *("--restore-from", folder, "--data-dir", mini_data / "Cityscapes", "--save", "none"),
+            *("--csv", tmp_path / "tables/a.csv"),
+        )
+    rows = (tmp_path / "tables/a.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["checkpoint", "GTA5_2", "GTA5_10"]
+
+
+def test_cpu_is_a_device():
+    assert evaluate_cityscapes.get_arguments(["--restore-from", "x", "--cpu"]).device == "cpu"
+    assert evaluate_cityscapes.get_arguments(["--restore-from", "x"]).device == "auto"
+
+
 def test_without_labels_it_predicts_at_the_images_own_size(checkpoints, mini_data, tmp_path, capsys):
     (tmp_path / "data/leftImg8bit").mkdir(parents=True)
     (tmp_path / "data/leftImg8bit/test").symlink_to(mini_data / "Cityscapes/leftImg8bit/val")
@@ -168,8 +202,6 @@ def test_crosscity_and_synthia(checkpoints, mini_data, tmp_path):
 
 def test_wrong_number_of_classes(checkpoints, mini_data):
     with pytest.raises(ValueError, match="is for 19 classes, not --num-classes 16"):
-        evaluate(
-            "--restore-from", checkpoints / "GTA5_2.pth", "--num-classes", "16", "--data-dir", mini_data / "Cityscapes"
-        )
+        evaluate("--restore-from", checkpoints / "GTA5_2.pth", "--num-classes", "16", "--data-dir", mini_data / "Cityscapes")
     with pytest.raises(ValueError, match="no checkpoints"):
         evaluate("--restore-from", mini_data)

@@ -29,9 +29,7 @@ def test_batches_are_uint8_samples_with_their_files(data):
     batch = next(EndlessLoader(data, 2, seed=0))
     assert batch["image"].shape == (2, 3, 24, 48) and batch["image"].dtype == torch.uint8
     assert batch["label"].shape == (2, 24, 48) and batch["label"].dtype == torch.uint8
-    assert len(batch["name"]) == 2 and all(
-        path.endswith(name) for path, name in zip(batch["path"], batch["name"], strict=True)
-    )
+    assert len(batch["name"]) == 2 and all(path.endswith(name) for path, name in zip(batch["path"], batch["name"], strict=True))
 
 
 def test_every_epoch_is_a_fresh_permutation(data):
@@ -81,8 +79,7 @@ def test_a_batch_shares_its_draws_even_across_processes(mini_data):
     transform = RandomImageScale((48, 24))
     data = build_dataset("gta5", mini_data / "GTA5", "all", transform=transform)
     shapes = [
-        [batch["image"].shape for batch in take(EndlessLoader(data, 3, 0, rank=rank, world_size=2), 12)]
-        for rank in (0, 1)
+        [batch["image"].shape for batch in take(EndlessLoader(data, 3, 0, rank=rank, world_size=2), 12)] for rank in (0, 1)
     ]
     assert shapes[0] == shapes[1] and len(set(shapes[0])) == 3
 
@@ -92,9 +89,7 @@ def test_batches_larger_than_the_data_set(data):
     assert len(batch["name"]) == 20 and len(set(batch["name"])) == 9
 
 
-@pytest.mark.parametrize(
-    "other, message", [({"seed": 1}, "seed 0, not 1"), ({"batch_size": 3}, "global batch size 2, not 3")]
-)
+@pytest.mark.parametrize("other, message", [({"seed": 1}, "seed 0, not 1"), ({"batch_size": 3}, "global batch size 2, not 3")])
 def test_a_position_of_another_stream_is_refused(data, other, message):
     saved = EndlessLoader(data, 2, seed=0).state_dict()
     with pytest.raises(LoaderStateError, match=message):

@@ -41,9 +41,7 @@ def test_adversarial_loss(gan, domain, golden):
     loss = adversarial_loss(d_out, domain, gan)
     loss.backward()
     np.testing.assert_allclose(loss.item(), recorded[f"adv_{gan.lower()}_label{domain}/loss"], rtol=1e-5)
-    np.testing.assert_allclose(
-        d_out.grad.numpy(), recorded[f"adv_{gan.lower()}_label{domain}/grad"], rtol=1e-5, atol=1e-8
-    )
+    np.testing.assert_allclose(d_out.grad.numpy(), recorded[f"adv_{gan.lower()}_label{domain}/grad"], rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("gan", ("Vanilla", "LS"))

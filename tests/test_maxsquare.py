@@ -84,18 +84,14 @@ def test_hard_pseudo_labels(batch, threshold, losses):
     logits = losses[f"hard{batch}/logits"]
     probability = F.softmax(torch.from_numpy(logits), dim=1)
     label = losses[f"{case}/label"]
-    np.testing.assert_array_equal(
-        pseudo_label(probability, probability, threshold).numpy(), np.where(label < 0, 255, label)
-    )
+    np.testing.assert_array_equal(pseudo_label(probability, probability, threshold).numpy(), np.where(label < 0, 255, label))
     loss, gradient = loss_and_gradient(lambda logits: target_loss(logits, "hard", threshold=threshold), logits)
     np.testing.assert_allclose(loss, losses[f"{case}/loss"], rtol=1e-5)
     np.testing.assert_allclose(gradient, losses[f"{case}/grad"], rtol=1e-4, atol=1e-8)
 
 
 def test_no_sure_pixel_teaches_nothing(losses):
-    loss, gradient = loss_and_gradient(
-        lambda logits: target_loss(logits, "hard", threshold=1.0), losses["hard1/logits"]
-    )
+    loss, gradient = loss_and_gradient(lambda logits: target_loss(logits, "hard", threshold=1.0), losses["hard1/logits"])
     assert loss == losses["hard_none/loss__old_torch"] == 0 and not gradient.any()
 
 
@@ -141,12 +137,7 @@ def test_evaluation_at_the_input_size(case, flip, golden, tmp_path):
         "--city-name",
         "Rome",
     ]
-    flags += [
-        "--data-dir",
-        str(INPUTS / ("NTHU_Datasets" if rome else "Cityscapes")),
-        "--set",
-        "test" if rome else "val",
-    ]
+    flags += ["--data-dir", str(INPUTS / ("NTHU_Datasets" if rome else "Cityscapes")), "--set", "test" if rome else "val"]
     result = evaluate_cityscapes.main(evaluate_cityscapes.get_arguments(flags))["best"]
 
     matrix = torch.from_numpy(recorded[f"{key}/confusion"])
@@ -207,9 +198,7 @@ def data(tmp_path_factory):
     def write(name, source, size, mode=None):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         image = Image.open(INPUTS / source)
-        image = (
-            image.resize(size, Image.NEAREST) if mode == "label" else image.convert("RGB").resize(size, Image.BICUBIC)
-        )
+        image = image.resize(size, Image.NEAREST) if mode == "label" else image.convert("RGB").resize(size, Image.BICUBIC)
         image.save(root / name)
 
     city = "aachen/aachen_000000_000019"
@@ -220,16 +209,8 @@ def data(tmp_path_factory):
     ids = np.array(Image.fromarray(ids).resize((96, 56), Image.NEAREST)).astype(np.uint16)
     (root / "SYNTHIA/GT/LABELS").mkdir(parents=True)
     (root / "SYNTHIA/GT/LABELS/0000000.png").write_bytes(png_16bit(np.stack([ids] * 3, -1)))
-    write(
-        f"target/leftImg8bit/train/{city}_leftImg8bit.png",
-        f"Cityscapes/leftImg8bit/train/{city}_leftImg8bit.png",
-        (72, 40),
-    )
-    write(
-        f"source/leftImg8bit/train/{city}_leftImg8bit.png",
-        f"Cityscapes/leftImg8bit/train/{city}_leftImg8bit.png",
-        (96, 56),
-    )
+    write(f"target/leftImg8bit/train/{city}_leftImg8bit.png", f"Cityscapes/leftImg8bit/train/{city}_leftImg8bit.png", (72, 40))
+    write(f"source/leftImg8bit/train/{city}_leftImg8bit.png", f"Cityscapes/leftImg8bit/train/{city}_leftImg8bit.png", (96, 56))
     write(
         f"source/gtFine/train/{city}_gtFine_labelIds.png",
         f"Cityscapes/gtFine/train/{city}_gtFine_labelIds.png",
@@ -257,9 +238,7 @@ def test_four_steps_match_the_original(case, updates, variant, data, tmp_path, g
     classes = int(flags[flags.index("--num_classes") + 1]) if "--num_classes" in flags else 19
     start = start_weights(case, classes)
     # The original's own container, as it saves checkpoints
-    torch.save(
-        {"epoch": 1, "state_dict": {f"module.{key}": value for key, value in start.items()}}, tmp_path / "start.pth"
-    )
+    torch.save({"epoch": 1, "state_dict": {f"module.{key}": value for key, value in start.items()}}, tmp_path / "start.pth")
     root = {"synthia": "SYNTHIA", "crosscity": "source"}.get(case.split("_")[0], "GTA5")
     flags += [
         "--data-dir",
@@ -297,9 +276,7 @@ def test_four_steps_match_the_original(case, updates, variant, data, tmp_path, g
             expected.update(loss_seg_low=ce[:, 1], loss_guidance=recorded[f"{variant}/step/hard_ce"])
     for name, values in expected.items():
         # Float32 against the recorded float64: up to 7e-4 on losses and 3 % on changes, say the recordings.
-        np.testing.assert_allclose(
-            [row[name] for row in rows], values, rtol=0, atol=1e-3 * np.abs(values).max(), err_msg=name
-        )
+        np.testing.assert_allclose([row[name] for row in rows], values, rtol=0, atol=1e-3 * np.abs(values).max(), err_msg=name)
 
     end = torch.load(next((tmp_path / "run").glob("*_4.pth")), weights_only=True)
     for path in (path for path in recorded if path.startswith(f"{variant}/delta/")):
@@ -345,24 +322,8 @@ def adapt(mini_data, directory, *more):
     train_maxsquare.main(
         train_maxsquare.get_arguments(
             [
-                *(
-                    "--data-dir",
-                    f"{mini_data}/GTA5",
-                    "--data-dir-target",
-                    f"{mini_data}/Cityscapes",
-                    "--source-split",
-                    "train",
-                ),
-                *(
-                    "--input-size",
-                    "96,48",
-                    "--input-size-target",
-                    "96,48",
-                    "--model",
-                    "MiniResNet18",
-                    "--restore-from",
-                    "none",
-                ),
+                *("--data-dir", f"{mini_data}/GTA5", "--data-dir-target", f"{mini_data}/Cityscapes", "--source-split", "train"),
+                *("--input-size", "96,48", "--input-size-target", "96,48", "--model", "MiniResNet18", "--restore-from", "none"),
                 *("--device", "cpu", "--num-workers", "0", "--multi", "True", "--snapshot-dir", str(directory), *more),
             ]
         )

@@ -37,14 +37,10 @@ def test_parameters_are_grouped_and_counted_as_the_originals_list_them(name):
         return
     names = {id(parameter): key for key, parameter in network.named_parameters()}
     ours = {
-        names[id(p)]: (group["lr_multiplier"], group["visits"])
-        for group in network.parameter_groups()
-        for p in group["params"]
+        names[id(p)]: (group["lr_multiplier"], group["visits"]) for group in network.parameter_groups() for p in group["params"]
     }
     theirs = {
-        key: (group["lr_multiplier"], times)
-        for group in KEYS[name]["groups"]
-        for key, times in group["times_listed"].items()
+        key: (group["lr_multiplier"], times) for group in KEYS[name]["groups"] for key, times in group["times_listed"].items()
     }
     # The branches that take no part never get a gradient there; here they are frozen and not listed.
     unused = [key for key in theirs if ".conv2d_list.2." in key or ".conv2d_list.3." in key]
@@ -111,9 +107,9 @@ def test_upsampling_aligns_corners(golden):
 def test_uint8_images_are_normalised_by_the_networks_own_convention():
     image = torch.randint(0, 256, (1, 3, 40, 48), dtype=torch.uint8)
     caffe = image.flip(1).float() - torch.tensor([104.00698793, 116.66876762, 122.67891434]).view(1, 3, 1, 1)
-    imagenet = (image / 255 - torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)) / torch.tensor(
-        [0.229, 0.224, 0.225]
-    ).view(1, 3, 1, 1)
+    imagenet = (image / 255 - torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
+        1, 3, 1, 1
+    )
     for convention, expected in (("caffe", caffe), ("imagenet", imagenet)):
         network = build_model("MiniResNet18", normalization=convention).eval()
         torch.testing.assert_close(network(image)[-1], network(expected)[-1])
@@ -123,9 +119,7 @@ def test_uint8_images_are_normalised_by_the_networks_own_convention():
 def test_batch_norm_modes(mode):
     network = build_model("MiniResNet18", batch_norm=mode).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    sum(
-        logits.square().mean() for logits in network(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
-    ).backward()
+    sum(logits.square().mean() for logits in network(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))).backward()
     statistics_moved = not torch.equal(before["bn1.running_mean"], network.bn1.running_mean)
     assert statistics_moved == (mode in ("train", "frozen-affine"))
     assert (network.layer1[0].bn1.weight.grad is not None) == (mode in ("train", "frozen-statistics"))
@@ -157,9 +151,7 @@ def test_all_four_branches_count_when_asked_for():
     four.load_state_dict(two.state_dict())
     features = two.features(two.normalize(image))[1]
     difference = four(image)[-1] - two(image)[-1]
-    torch.testing.assert_close(
-        difference, sum(branch(features) for branch in two.layer6.conv2d_list[2:]), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(difference, sum(branch(features) for branch in two.layer6.conv2d_list[2:]), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,7 @@ def test_repeated_updates_follow_the_rule(visits):
     for gradient in gradients:
         parameter.grad = torch.tensor(gradient, dtype=torch.float64)
         optimizer.step()
-    expected = [
-        visit_by_visit(start, [g[i] for g in gradients], visits, 0.1, 0.9, 0.05) for i, start in enumerate((2, -1))
-    ]
+    expected = [visit_by_visit(start, [g[i] for g in gradients], visits, 0.1, 0.9, 0.05) for i, start in enumerate((2, -1))]
     np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-12)
 
 

@@ -22,18 +22,7 @@ def flags(mini_data, directory, *more, steps=6):
     return [
         *("--data-dir", f"{mini_data}/GTA5", "--data-dir-target", f"{mini_data}/Cityscapes"),
         *("--input-size", "96,48", "--input-size-target", "96,48", "--model", "MiniResNet18", "--restore-from", "none"),
-        *(
-            "--device",
-            "cpu",
-            "--num-workers",
-            "0",
-            "--log-every",
-            "1",
-            "--save-state-every",
-            "2",
-            "--learning-rate",
-            "1e-3",
-        ),
+        *("--device", "cpu", "--num-workers", "0", "--log-every", "1", "--save-state-every", "2", "--learning-rate", "1e-3"),
         *("--num-steps", str(steps), "--snapshot-dir", str(directory), *more),
     ]
 
@@ -212,10 +201,7 @@ def test_validation_keeps_best_and_last_apart(mini_data, tmp_path, capsys):
     assert list(scores) == [1, 3, 5]
     assert (tmp_path / "GTA5_best.pth").exists() and (tmp_path / "GTA5_3.pth").exists()
     output = capsys.readouterr().out
-    assert (
-        f"last validation, after step 6: mIoU {100 * scores[5]:.2f} (best {100 * max(scores.values()):.2f} after"
-        in output
-    )
+    assert f"last validation, after step 6: mIoU {100 * scores[5]:.2f} (best {100 * max(scores.values()):.2f} after" in output
     assert set(json.loads((tmp_path / "args.json").read_text())) > {"network", "versions", "learning_rate"}
     assert list(tmp_path.glob("events.*"))
 
@@ -225,9 +211,7 @@ def test_mixed_precision_and_channels_last_resume_exactly(amp, mini_data, tmp_pa
     for name, stops in (("whole", (4,)), ("parts", (2, 4))):
         for stop in stops:
             more = ["--resume"] if stop == 4 and name == "parts" else []
-            arguments = flags(
-                mini_data, tmp_path / name, "--amp", amp, "--channels-last", "--num-steps-stop", str(stop), *more
-            )
+            arguments = flags(mini_data, tmp_path / name, "--amp", amp, "--channels-last", "--num-steps-stop", str(stop), *more)
             train_adaptsegnet.main(train_adaptsegnet.get_arguments(arguments))
     whole, parts = final_weights(tmp_path / "whole", 4), final_weights(tmp_path / "parts", 4)
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
@@ -304,20 +288,9 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(mini_data, tmp_pa
 )
 def test_every_script_trains_in_two_processes(script, more, mini_data, tmp_path):
     """As above: the same weights as one process with the doubled batch."""
-    data = [
-        "--data-dir",
-        f"{mini_data}/GTA5",
-        "--input-size",
-        "96,48",
-        "--model",
-        "MiniResNet18",
-        "--restore-from",
-        "none",
-    ]
+    data = ["--data-dir", f"{mini_data}/GTA5", "--input-size", "96,48", "--model", "MiniResNet18", "--restore-from", "none"]
     data += (
-        []
-        if script == "train_source.py"
-        else ["--data-dir-target", f"{mini_data}/Cityscapes", "--input-size-target", "96,48"]
+        [] if script == "train_source.py" else ["--data-dir-target", f"{mini_data}/Cityscapes", "--input-size-target", "96,48"]
     )
     common = [
         *data,

@@ -32,9 +32,7 @@ def test_snapshot_comes_back(save):
     network = mini()
     again = mini()
     report = load_weights(again, read_weights(save(network.state_dict())), "weights.pth")
-    assert all(
-        torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True))
     assert f"{len(network.state_dict())} tensors loaded" in report
 
 
@@ -59,10 +57,7 @@ def test_maxsquare_checkpoints_hold_a_numpy_number(save):
         for name in source.namelist():
             data = source.read(name)
             target.writestr(
-                name,
-                data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-                if name.endswith("data.pkl")
-                else data,
+                name, data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray") if name.endswith("data.pkl") else data
             )
     assert read_weights(f"{path}.old.pth").keys() == state.keys()
 
@@ -72,8 +67,7 @@ def test_the_initialisation_file_gives_the_trunk_and_leaves_the_classifiers(save
     own = network.state_dict()
     keys = INITIALISATION["trunk_keys"] + INITIALISATION["skipped_when_num_classes_is_19"]
     file = {
-        key: torch.full_like(own[key.removeprefix("Scale.")], 7) if "layer5" not in key else torch.zeros(21)
-        for key in keys
+        key: torch.full_like(own[key.removeprefix("Scale.")], 7) if "layer5" not in key else torch.zeros(21) for key in keys
     }
     before = own["layer5.conv2d_list.0.weight"].clone()
     report = load_weights(network, read_weights(save(file)), "init.pth", fresh_heads=True)
@@ -87,9 +81,7 @@ def test_another_number_of_classes_makes_fresh_classifiers_only_when_training_st
     state = mini(num_classes=16).state_dict()
     network = mini()
     assert "layer5, layer6 stay random" in load_weights(network, state, "file", fresh_heads=True)
-    with pytest.raises(
-        WeightsError, match=r"file: does not fit MiniResNet18: layer5.* has shape \(16, .*expected \(19,"
-    ):
+    with pytest.raises(WeightsError, match=r"file: does not fit MiniResNet18: layer5.* has shape \(16, .*expected \(19,"):
         load_weights(network, state, "file")
 
 

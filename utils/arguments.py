@@ -34,9 +34,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_switch(self, *names, help, group=None):
         """Add a flag that is off by default; `--flag`, `--flag True` and `--flag False` all work."""
-        (group or self).add_argument(
-            *names, nargs="?", const=True, default=False, type=truth, metavar="BOOL", help=help
-        )
+        (group or self).add_argument(*names, nargs="?", const=True, default=False, type=truth, metavar="BOOL", help=help)
 
     def accept_without_effect(self, *names, takes_value=False):
         """Accept flags that the original declares and never reads, so that old command lines work; parsing says so."""
@@ -138,9 +136,7 @@ def add_source_flags(parser, default="gta5", aliases=()):
         help="its root in the official layout (default ./data/GTA5, ./data/SYNTHIA, ...)",
     )
     group.add_argument(
-        "--data-list",
-        metavar="FILE",
-        help="list of its images in any of the originals' formats; without one, all images found",
+        "--data-list", metavar="FILE", help="list of its images in any of the originals' formats; without one, all images found"
     )
     group.add_argument(
         "--source-split",
@@ -156,8 +152,7 @@ def add_source_flags(parser, default="gta5", aliases=()):
         "--crop-size",
         type=size,
         metavar="W,H",
-        help="source images are resized to this (default 1280,720 for GTA5, 1280,760 for SYNTHIA, "
-        "1024,512 for the others)",
+        help="source images are resized to this (default 1280,720 for GTA5, 1280,760 for SYNTHIA, 1024,512 for the others)",
     )
     group.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
 
@@ -167,9 +162,7 @@ def add_target_flags(parser, aliases=()):
     group.add_argument(
         "--target", *aliases, type=str.lower, choices=DATASETS, default="cityscapes", help="data set to adapt to"
     )
-    group.add_argument(
-        "--data-dir-target", metavar="DIR", help="its root in the official layout (default ./data/Cityscapes)"
-    )
+    group.add_argument("--data-dir-target", metavar="DIR", help="its root in the official layout (default ./data/Cityscapes)")
     group.add_argument("--data-list-target", metavar="FILE", help="list of its images; without one, all images found")
     group.add_argument("--set", default="train", metavar="SPLIT", help="split of the target to adapt on")
     group.add_argument(
@@ -185,11 +178,7 @@ def add_network_flags(parser, model):
     group = parser.add_argument_group("network")
     group.add_argument("--model", "--backbone", default=model, metavar="NAME", help=f"one of {', '.join(MODELS)}")
     group.add_argument(
-        "--num-classes",
-        type=int,
-        choices=(19, 16, 13),
-        default=19,
-        help="19 (Cityscapes), 16 (SYNTHIA), 13 (CrossCity)",
+        "--num-classes", type=int, choices=(19, 16, 13), default=19, help="19 (Cityscapes), 16 (SYNTHIA), 13 (CrossCity)"
     )
     group.add_argument(
         "--aspp-branches",
@@ -214,9 +203,7 @@ def add_network_flags(parser, model):
     )
 
 
-def add_optimization_flags(
-    parser, num_steps, num_steps_stop, save_pred_every, run_aliases=("--save-dir", "--checkpoint-dir")
-):
+def add_optimization_flags(parser, num_steps, num_steps_stop, save_pred_every, run_aliases=("--save-dir", "--checkpoint-dir")):
     group = parser.add_argument_group("optimization")
     group.add_argument(
         "--learning-rate", "--lr", type=float, default=2.5e-4, help="of the trunk; the classifiers have 10 times that"
@@ -224,12 +211,8 @@ def add_optimization_flags(
     group.add_argument("--momentum", type=float, default=0.9, help="of SGD")
     group.add_argument("--weight-decay", type=float, default=5e-4, help="of SGD")
     group.add_argument("--power", "--poly-power", type=float, default=0.9, help="of the poly schedule")
-    group.add_argument(
-        "--num-steps", "--iter-max", type=positive, default=num_steps, help="where the poly schedule reaches 0"
-    )
-    group.add_argument(
-        "--num-steps-stop", "--iter-stop", type=positive, default=num_steps_stop, help="where training stops"
-    )
+    group.add_argument("--num-steps", "--iter-max", type=positive, default=num_steps, help="where the poly schedule reaches 0")
+    group.add_argument("--num-steps-stop", "--iter-stop", type=positive, default=num_steps_stop, help="where training stops")
     group.add_argument(
         "--updates",
         choices=("published", "clean"),
@@ -237,12 +220,8 @@ def add_optimization_flags(
         help="published: most trunk parameters are updated 3 or 4 times a step, as PyTorch 1.0 did with "
         "the originals' parameter lists; clean: each once, as the papers read",
     )
-    group.add_argument(
-        "--batch-size", "--batch-size-per-gpu", type=positive, default=1, help="images per process and domain"
-    )
-    group.add_argument(
-        "--random-seed", "--seed", type=int, default=1234, help="seeds weights, data order and augmentation"
-    )
+    group.add_argument("--batch-size", "--batch-size-per-gpu", type=positive, default=1, help="images per process and domain")
+    group.add_argument("--random-seed", "--seed", type=int, default=1234, help="seeds weights, data order and augmentation")
     add_speed_flags(parser, workers=4)
     group = parser.add_argument_group("run directory")
     group.add_argument(
@@ -252,9 +231,7 @@ def add_optimization_flags(
         metavar="DIR",
         help="run directory: snapshots, metrics.jsonl, TensorBoard, state",
     )
-    group.add_argument(
-        "--save-pred-every", type=positive, default=save_pred_every, metavar="N", help="steps between snapshots"
-    )
+    group.add_argument("--save-pred-every", type=positive, default=save_pred_every, metavar="N", help="steps between snapshots")
     group.add_argument(
         "--save-state-every",
         type=positive,
@@ -263,17 +240,10 @@ def add_optimization_flags(
         help="steps between saves of the state that --resume needs",
     )
     parser.add_switch(
-        "--resume",
-        "--continue-training",
-        group=group,
-        help="continue the run in --snapshot-dir exactly where it stopped",
+        "--resume", "--continue-training", group=group, help="continue the run in --snapshot-dir exactly where it stopped"
     )
     group.add_argument(
-        "--log-every",
-        type=positive,
-        default=10,
-        metavar="N",
-        help="steps between lines in metrics.jsonl and TensorBoard",
+        "--log-every", type=positive, default=10, metavar="N", help="steps between lines in metrics.jsonl and TensorBoard"
     )
     group.add_argument(
         "--val-every",
@@ -283,12 +253,7 @@ def add_optimization_flags(
         help="steps between validations (0: never); the best and the last snapshot are kept apart",
     )
     group.add_argument(
-        "--save-num-images",
-        "--show-num-images",
-        type=int,
-        default=2,
-        metavar="N",
-        help="images in TensorBoard's pictures",
+        "--save-num-images", "--show-num-images", type=int, default=2, metavar="N", help="images in TensorBoard's pictures"
     )
 
 
@@ -296,6 +261,9 @@ def add_speed_flags(parser, workers=None):
     group = parser.add_argument_group("device and speed")
     group.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--gpu", metavar="N", help="number of the GPU, the same as --device cuda:N")
+    group.add_argument(
+        "--cpu", dest="device", action="store_const", const="cpu", default=argparse.SUPPRESS, help="the same as --device cpu"
+    )
     if workers is not None:
         group.add_argument(
             "--num-workers",

@@ -26,10 +26,10 @@ def predict(model, images, size, heads=None, flip=False, scales=(1.0,)):
     total = 0.0
     for scale in scales:
         scaled = images if scale == 1.0 else _rescale(images, scale)
-        total = total + F.softmax(upsample(_logits(model, scaled, heads), size).float(), dim=1)
+        total = total + F.softmax(upsample(_logits(model, scaled, heads), size), dim=1)
         if flip:
             mirrored = upsample(_logits(model, scaled.flip(-1), heads), size)
-            total += F.softmax(mirrored.float(), dim=1).flip(-1)
+            total += F.softmax(mirrored, dim=1).flip(-1)
     return total / (len(scales) * (2 if flip else 1))
 
 
@@ -63,7 +63,8 @@ def evaluate(model, loader, num_classes, device, **options):
 
 
 def _logits(model, images, heads):
-    outputs = model(images)
+    # Interpolated in half precision, neighbouring classes would tie and the lower id win (0.4 % of the pixels with bf16).
+    outputs = [output.float() for output in model(images)]
     if (heads or getattr(model, "default_heads", "last")) == "sum":
         return torch.stack(outputs).sum(0)
     return outputs[-1]

@@ -7,6 +7,9 @@ from PIL import Image, ImageDraw
 
 from dataset.classes import SUBSETS, palette
 
+# zlib level of maps of ids: a third of the usual level's time, for a third more bytes.
+FAST = 1
+
 
 def colorize(ids, num_classes=19):
     """(..., H, W) ids to (..., H, W, 3) uint8 Cityscapes colours, black for anything that is no class."""
@@ -15,14 +18,14 @@ def colorize(ids, num_classes=19):
 
 def save_ids(path, ids):
     """Write (H,W) uint8 ids as an 8-bit grey PNG."""
-    _save(Image.fromarray(np.asarray(ids, np.uint8), "L"), path)
+    _save(Image.fromarray(np.asarray(ids, np.uint8), "L"), path, FAST)
 
 
 def save_colours(path, ids, num_classes=19):
     """Write (H,W) uint8 ids as a palette PNG: the ids are kept, the viewer shows the colours."""
     picture = Image.fromarray(np.asarray(ids, np.uint8), "P")
     picture.putpalette(_colours(num_classes).ravel().tolist())
-    _save(picture, path)
+    _save(picture, path, FAST)
 
 
 def save_picture(path, picture):
@@ -82,8 +85,8 @@ def _fit(picture, size):
     return np.array(Image.fromarray(picture).resize(size, Image.NEAREST))
 
 
-def _save(image, path):
+def _save(image, path, compress_level=6):
     # The process id keeps two writers of one file apart; the ending tells Pillow the format.
     temporary = f"{path}.{os.getpid()}.tmp"
-    image.save(temporary, "PNG")
+    image.save(temporary, "PNG", compress_level=compress_level)
     os.replace(temporary, path)

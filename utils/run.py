@@ -264,9 +264,7 @@ class Run:
             self.best[domain] = dict(self.last[domain])
         if not is_main():
             return
-        per_class = {
-            name: None if math.isnan(value) else value for name, value in zip(class_names, iou.tolist(), strict=True)
-        }
+        per_class = {name: None if math.isnan(value) else value for name, value in zip(class_names, iou.tolist(), strict=True)}
         prefix = f"{domain}_" if domain else ""
         self.metrics.write(json.dumps({"step": step, f"{prefix}val_miou": miou, f"{prefix}val_iou": per_class}) + "\n")
         self.writer.add_scalar(f"{prefix}validation/mIoU", miou, step)

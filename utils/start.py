@@ -39,7 +39,7 @@ def restore(network, source):
 
 
 def restore_discriminators(discriminators, files):
-    """Give the discriminators their weights from --restore-discriminator, comma-separated, lowest level first; None: leave them.
+    """Give the discriminators their weights from --restore-discriminator: files, comma-separated, lowest level first, or None.
 
     Raises:
         WeightsError: another number of files, or one that does not fit.

@@ -98,6 +98,4 @@ class Canvas:
 
     def shade(self, x0, x1, z0, z1, darkness):
         """Darken a rectangle of the ground by `darkness` (0..1)."""
-        self.shadow_draw.polygon(
-            self.project([(x0, 0, z0), (x1, 0, z0), (x1, 0, z1), (x0, 0, z1)]), fill=int(255 * darkness)
-        )
+        self.shadow_draw.polygon(self.project([(x0, 0, z0), (x1, 0, z0), (x1, 0, z1), (x0, 0, z1)]), fill=int(255 * darkness))

@@ -54,8 +54,7 @@ def write_crosscity(root, city, split, number, scene):
 def write_split(root, train, val):
     """`split.mat` as in GTA5's official toolkit: column vectors of image numbers; there are no test images."""
     columns = {
-        f"{name}Ids": np.array(ids, np.float64).reshape(-1, 1)
-        for name, ids in (("train", train), ("val", val), ("test", []))
+        f"{name}Ids": np.array(ids, np.float64).reshape(-1, 1) for name, ids in (("train", train), ("val", val), ("test", []))
     }
     temporary = f"{root}/split.mat.tmp"
     with open(temporary, "wb") as file:

@@ -84,14 +84,10 @@ def traffic_light(street):
 
     def paint(canvas):
         pole(canvas)
-        canvas.front(
-            z - 0.05, x - half, x + half, height, height + 3.2 * half, LIGHT, Material((30, 34, 30), grain=0.03)
-        )
+        canvas.front(z - 0.05, x - half, x + half, height, height + 3.2 * half, LIGHT, Material((30, 34, 30), grain=0.03))
         for place, colour in enumerate(((30, 200, 110), (240, 180, 40), (230, 40, 36))):
             shown = colour if place == lit else tuple(np.array(colour) * 0.3)
-            canvas.disc(
-                z - 0.1, x, height + (0.65 + place) * half, 0.4 * half, 0.4 * half, LIGHT, Material(shown, grain=0.02)
-            )
+            canvas.disc(z - 0.1, x, height + (0.65 + place) * half, 0.4 * half, 0.4 * half, LIGHT, Material(shown, grain=0.02))
 
     return z, paint
 
@@ -142,9 +138,7 @@ def _two_wheeler(street, z, x, train_id, paint_colour):
         top = 1.0 if motor else 0.95
         thickness = 0.36 if motor else 0.13
         beam = [(x - half, radius), (x - 0.2 * half, top), (x + 0.7 * half, top), (x + half, radius)]
-        canvas.shape(
-            z, [*beam, (x + 0.5 * half, top - thickness), (x - 0.1 * half, top - thickness)], train_id, body, instance
-        )
+        canvas.shape(z, [*beam, (x + 0.5 * half, top - thickness), (x - 0.1 * half, top - thickness)], train_id, body, instance)
         if motor:
             canvas.front(z, x - 0.6 * half, x + 0.6 * half, 0.3, 0.8, train_id, body, instance)
         canvas.front(z, x + 0.55 * half, x + 0.85 * half, top, top + 0.2, train_id, tyre, instance)
@@ -202,9 +196,7 @@ def _wheels(canvas, train_id, x, z, width, length, inner, instance, radius=0.34)
         canvas.front(z - 0.02, place - 0.14, place + 0.14, 0, 2 * radius, train_id, tyre, instance)
     if inner is not None:
         for place in (0.18, 0.78):
-            canvas.side(
-                inner, z + place * length, z + place * length + 2 * radius, 0, 2 * radius, train_id, tyre, instance
-            )
+            canvas.side(inner, z + place * length, z + place * length + 2 * radius, 0, 2 * radius, train_id, tyre, instance)
 
 
 def car(street):
@@ -247,9 +239,7 @@ def truck(street):
         inner = _box(canvas, TRUCK, x, z, (width, height, length, 1.0), cargo, instance)
         canvas.front(z - 0.01, x - 0.02, x + 0.02, 1.0, height, TRUCK, dark, instance)
         for place in (x - 0.42 * width, x + 0.42 * width):
-            canvas.front(
-                z - 0.01, place - 0.14, place + 0.14, 0.55, 0.8, TRUCK, Material((190, 30, 26), grain=0.02), instance
-            )
+            canvas.front(z - 0.01, place - 0.14, place + 0.14, 0.55, 0.8, TRUCK, Material((190, 30, 26), grain=0.02), instance)
         _wheels(canvas, TRUCK, x, z, width, length, inner, instance, 0.5)
 
     return z, paint

@@ -62,9 +62,7 @@ def paint_street(parameters, rng, width, height):
 def _paint_ground(canvas, street):
     rng, x = street.rng, street.camera_x
     canvas.sky(SKY, Material(street.colour("sky_colour", 0.08, 0.03), (235, 238, 240), LEAVES, (0.9, 0.35), 0.02))
-    canvas.ground(
-        -400, 400, 0.5, 4000, TERRAIN, street.material("terrain_colour", 0.8, pattern=LEAVES, scale=(0.8, 0.8))
-    )
+    canvas.ground(-400, 400, 0.5, 4000, TERRAIN, street.material("terrain_colour", 0.8, pattern=LEAVES, scale=(0.8, 0.8)))
     pavement = street.material("pavement_colour", 0.82, pattern=TILES, scale=(0.9, 0.9))
     road = street.material("road_colour", 0.9, pattern=LEAVES, scale=(1.5, 1.5))
     canvas.ground(-street.pavement - x, street.pavement - x, 0.5, 400, SIDEWALK, pavement)
@@ -110,9 +108,7 @@ def _building(street, side, x, z0, z1):
     window = float(street.parameters["window_size"]) * rng.uniform(0.8, 1.25)
     colour = np.array(street.colour("building_colour", 0.3, 0.12))
     glass = colour * (1 - float(street.parameters["window_contrast"])) + rng.uniform(0, 25)
-    material = Material(
-        tuple(colour), tuple(glass), WINDOWS, (1.8 * window, 2.0 * window), float(street.parameters["grain"])
-    )
+    material = Material(tuple(colour), tuple(glass), WINDOWS, (1.8 * window, 2.0 * window), float(street.parameters["grain"]))
 
     def paint(canvas):
         canvas.front(z1, *sorted((x, x + side * 14)), 0, height, BUILDING, material)

@@ -91,9 +91,7 @@ def _photograph(colour, depth, parameters, rng):
     picture = Image.fromarray(np.clip(colour, 0, 255).astype(np.uint8))
     if blur > 0.05:
         picture = picture.filter(ImageFilter.GaussianBlur(blur))
-    noise = rng.standard_normal((height, width, 3), dtype=np.float32) * (
-        float(parameters["noise"]) * rng.uniform(0.7, 1.3)
-    )
+    noise = rng.standard_normal((height, width, 3), dtype=np.float32) * (float(parameters["noise"]) * rng.uniform(0.7, 1.3))
     return np.clip(np.asarray(picture, np.float32) + noise, 0, 255).astype(np.uint8)
 
 
