@@ -8,10 +8,10 @@ with open("requirements.txt") as file:
 setup(
     name="segadapt",
     version="0.1.0",
-    description="Unsupervised domain adaptation of semantic segmentation: five published methods, one framework",
+    description="Unsupervised domain adaptation of semantic segmentation: published methods, one framework",
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["model", "model.*", "dataset", "dataset.*", "utils", "utils.*"]),
-    py_modules=["train_source", "train_adaptsegnet", "evaluate_cityscapes", "compute_iou"],
+    py_modules=["train_source", "train_adaptsegnet", "train_maxsquare", "train_clan", "evaluate_cityscapes", "compute_iou"],
     install_requires=requirements,
 )
