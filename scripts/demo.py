@@ -46,7 +46,7 @@ FROM_SCRATCH = "--restore-from none --optim Adam --learning-rate 1e-3 --warmup 5
 ADAPTATION = "--batch-norm frozen --updates clean --learning-rate 1e-3".split()
 MAXSQUARE = "--target-mode IW_maxsquare --lambda-target 2 --IW-ratio 0.5 --val-every 0".split()
 ADAPTSEGNET = "--lambda-adv-target1 0.006 --lambda-adv-target2 0.03 --learning-rate-D 2e-4".split()
-CLAN = "--lambda-adv 0.05 --learning-rate-D 2e-4".split()
+CLAN = "--lambda-adv 0.6 --learning-rate-D 5e-4 --random-scale False".split()
 CONTROL = "--multi --gaussian-blur False --random-mirror False".split()
 
 METHODS = {
