@@ -158,7 +158,7 @@ def test_all_four_branches_count_when_asked_for():
     "arguments, message",
     [
         (("Deeplab3",), "unknown network"),
-        (("DeeplabVGG", 19, "multi"), "does not take these settings"),
+        (("DeeplabVGG", 19, "multi"), "no classifier on a lower layer"),
         (("ResNet18", 19, "triple"), "heads must be one of"),
         (("ResNet18", 19, None, 3), "aspp_branches must be"),
     ],
