@@ -82,6 +82,13 @@ def label_table(name, num_classes=19):
     return table
 
 
+def identity_table(num_classes):
+    """uint8[256] look-up table that keeps ids 0..num_classes-1 and ignores the rest: for labels made by a network."""
+    table = np.full(256, IGNORED, np.uint8)
+    table[:num_classes] = np.arange(num_classes)
+    return table
+
+
 def to_label_ids(train_ids, num_classes=19):
     """Ids 0..num_classes-1 to Cityscapes label ids, as its server wants them; anything else becomes 0 (unlabelled)."""
     table = np.zeros(256, np.uint8)

@@ -11,7 +11,8 @@ class LoaderStateError(ValueError):
 
 
 class EndlessLoader:
-    """Batches without end: a fresh permutation of the data set in every epoch, drawn from `seed`.
+    """Batches without end: a fresh permutation of the data set in every epoch, drawn from `seed`, or any given `order`
+    (`order[k]` is the index of the stream's sample k).
 
     Sample k of the stream, with its augmentation, is a pure function of (seed, k): neither the number of workers nor an
     interruption changes it. Of `world_size` processes, number `rank` reads its share of each global batch, so that
@@ -22,7 +23,8 @@ class EndlessLoader:
     Raises (from `next`): whatever the data set raises, naming the file.
     """
 
-    def __init__(self, dataset, batch_size, seed, num_workers=0, rank=0, world_size=1):
+    def __init__(self, dataset, batch_size, seed, num_workers=0, rank=0, world_size=1, order=None):
+        self.order = order
         self.dataset, self.batch_size, self.seed, self.num_workers = dataset, batch_size, seed, num_workers
         self.rank, self.world_size = rank, world_size
         self.position = 0
@@ -53,6 +55,8 @@ class EndlessLoader:
         return [(self._index(k), _mix(self.seed, k), _mix(~self.seed, position)) for k in range(first, first + self.batch_size)]
 
     def _index(self, k):
+        if self.order is not None:
+            return self.order[k]
         epoch, place = divmod(k, len(self.dataset))
         if getattr(self, "_epoch", None) != epoch:
             generator = torch.Generator().manual_seed(_mix(self.seed, epoch) % 2**63)

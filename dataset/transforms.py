@@ -8,8 +8,11 @@ all samples of a step, for what a batch has to share. It returns (image, label).
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
+from torch.nn.functional import pad
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+
+from .classes import IGNORED
 
 
 class Compose:
@@ -75,6 +78,65 @@ class RandomBlur:
             blurred = picture.filter(ImageFilter.GaussianBlur(radius=rng.random()))
             image = torch.from_numpy(np.array(blurred)).permute(2, 0, 1)
         return image, label
+
+
+class RandomColorJitter:
+    """FADA's jitter: brightness, contrast, saturation and hue change by random amounts, in random order.
+
+    Args:
+        strengths: (brightness, contrast, saturation, hue); the first three are factors from [1 - s, 1 + s], hue is turned by
+            [-h, h] of a full circle. Pillow's arithmetic, as the original's.
+    """
+
+    def __init__(self, strengths):
+        self.strengths = strengths
+
+    def __call__(self, image, label, rng, batch_rng):
+        *strengths, hue = self.strengths
+        order = rng.sample(range(4), 4)
+        factors = [rng.uniform(max(0.0, 1 - strength), 1 + strength) for strength in strengths]
+        return jitter(image, order, (*factors, rng.uniform(-hue, hue))), label
+
+
+class RandomScale:
+    """Resize image and label by one factor from [low, high]."""
+
+    def __init__(self, low, high):
+        self.low, self.high = low, high
+
+    def __call__(self, image, label, rng, batch_rng):
+        factor = self.low + (self.high - self.low) * rng.random()
+        size = int(image.shape[1] * factor), int(image.shape[2] * factor)
+        return resize_image(image, size), resize_label(label, size)
+
+
+class RandomCrop:
+    """A random window of (W,H). What an image lacks in width or height is added on both sides, as black and ignored pixels
+    (twice as much as needed, as in FADA's code; never with its published sizes)."""
+
+    def __init__(self, size):
+        self.width, self.height = size
+
+    def __call__(self, image, label, rng, batch_rng):
+        columns, rows = max(0, self.width - image.shape[2]), max(0, self.height - image.shape[1])
+        if columns or rows:
+            padding = (columns, columns, rows, rows)
+            image, label = pad(image, padding), None if label is None else pad(label, padding, value=IGNORED)
+        top, left = 0, 0
+        if image.shape[1:] != (self.height, self.width):
+            top = rng.randint(0, image.shape[1] - self.height)
+            left = rng.randint(0, image.shape[2] - self.width)
+        window = slice(top, top + self.height), slice(left, left + self.width)
+        return image[:, *window], None if label is None else label[window]
+
+
+def jitter(image, order, factors):
+    """Adjust a (3,H,W) uint8 image: `factors` of brightness, contrast, saturation and hue, applied in `order` (of 0..3)."""
+    adjustments = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    for index in order:
+        picture = adjustments[index](picture, factors[index])
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def resize_image(image, size):

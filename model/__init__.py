@@ -2,22 +2,26 @@
 
 from torch.nn import functional as F
 
-from .discriminator import OutputDiscriminator
+from .dialects import to_fada
+from .discriminator import FeatureDiscriminator, OutputDiscriminator
 from .networks import MODELS, build_model
 from .normalization import BATCH_NORM_MODES, CONVENTIONS
-from .weights import WeightsError, load_model, load_weights, read_weights, settings_from_weights
+from .weights import WeightsError, load_model, load_weights, read_discriminator, read_weights, settings_from_weights
 
 __all__ = [
     "BATCH_NORM_MODES",
     "CONVENTIONS",
+    "FeatureDiscriminator",
     "MODELS",
     "OutputDiscriminator",
     "WeightsError",
     "build_model",
     "load_model",
     "load_weights",
+    "read_discriminator",
     "read_weights",
     "settings_from_weights",
+    "to_fada",
     "upsample",
 ]
 

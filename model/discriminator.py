@@ -1,10 +1,13 @@
-"""The output-space discriminator of AdaptSegNet (section 3.2 of its paper), also used by CLAN."""
+"""Domain discriminators: on class probabilities (AdaptSegNet, CLAN) and on features (FADA)."""
 
+import torch
 from torch import nn
 
 
 class OutputDiscriminator(nn.Module):
-    """Five 4x4 convolutions of stride 2: class probabilities (N,C,H,W) to domain logits (N,1,H/32,W/32).
+    """AdaptSegNet's (section 3.2 of its paper), also used by CLAN.
+
+    Five 4x4 convolutions of stride 2: class probabilities (N,C,H,W) to domain logits (N,1,H/32,W/32).
 
     Each side is halved five times and rounded down, so inputs must be at least 32 pixels on each side.
     """
@@ -22,3 +25,25 @@ class OutputDiscriminator(nn.Module):
         for convolution in (self.conv1, self.conv2, self.conv3, self.conv4):
             x = self.leaky_relu(convolution(x))
         return self.classifier(x)
+
+
+class FeatureDiscriminator(nn.Module):
+    """FADA's (section 3.2 of its paper): features (N,in_channels,h,w) to logits (N,2C,h,w) over (domain, class).
+
+    Three 3x3 convolutions; the first C channels mean "source, class k", the others "target, class k".
+    """
+
+    def __init__(self, in_channels, num_classes=19, width=256):
+        super().__init__()
+        self.D = nn.Sequential(
+            nn.Conv2d(in_channels, width, 3, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(width, width // 2, 3, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+        )
+        self.cls1 = nn.Conv2d(width // 2, num_classes, 3, padding=1)
+        self.cls2 = nn.Conv2d(width // 2, num_classes, 3, padding=1)
+
+    def forward(self, features):
+        hidden = self.D(features)
+        return torch.cat((self.cls1(hidden), self.cls2(hidden)), dim=1)

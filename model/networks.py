@@ -19,6 +19,8 @@ MODELS = {
     "ResNet": (DeepLabResNet, {"depth": 101, "heads": "twin", "aspp_branches": 4}),
     "DeeplabRes": (DeepLabResNet, {"depth": 101, "heads": "single", "aspp_branches": 4, "normalization": "imagenet"}),
     "DeeplabVGG": (DeepLabVGG, {}),
+    "deeplab_resnet101": (DeepLabResNet, {"depth": 101, "heads": "single", "aspp_branches": 4, **TORCHVISION}),
+    "deeplab_vgg16": (DeepLabVGG, {"aspp_branches": 4, "normalization": "caffe-vgg"}),
     "ResNet101": (DeepLabResNet, {"depth": 101, **TORCHVISION}),
     "ResNet50": (DeepLabResNet, {"depth": 50, **TORCHVISION}),
     "ResNet18": (DeepLabResNet, {"depth": 18, **TORCHVISION}),

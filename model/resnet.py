@@ -65,6 +65,7 @@ class DeepLabResNet(Segmenter):
         style: "caffe" (stride in the first 1x1, ceil-mode pooling, one dilation for a whole layer) or "torchvision"
             (stride in the 3x3, floor-mode pooling, a layer's first block keeps the previous dilation).
         width: channels of the stem (64 in every published network).
+        norm_eps: what BatchNorm adds to the variance; FADA's frozen norms add nothing.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class DeepLabResNet(Segmenter):
         aspp_rates=RATES,
         normalization="caffe",
         batch_norm="frozen-affine",
+        norm_eps=1e-5,
     ):
         super().__init__(normalization)
         _check_choice("heads", heads, HEADS)
@@ -101,6 +103,9 @@ class DeepLabResNet(Segmenter):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0, 0.01)
+            elif isinstance(module, nn.BatchNorm2d):
+                module.eps = norm_eps
+        self.feature_channels = channels
         for name in self.head_names:
             low = heads == "multi" and name == "layer5"
             setattr(self, name, AtrousClassifier(channels // 2 if low else channels, num_classes, aspp_branches, aspp_rates))

@@ -12,6 +12,7 @@ class Segmenter(nn.Module):
         head_names: names of the classifier modules, low level to high.
         default_heads: which logits make the prediction, "last" or "sum" (CLAN's twin classifiers).
         head_multiplier: the classifiers' learning rate as a multiple of the trunk's.
+        feature_channels: channels of the features that the main classifier sees.
     """
 
     head_names = ()
@@ -23,11 +24,18 @@ class Segmenter(nn.Module):
         self.normalize = Normalize(normalization)
         self.batch_norm = "train"
 
-    def forward(self, images):
-        """(N,3,H,W) uint8 RGB images (or floats that are normalised already) to a list of logits (N,C,~H/8,~W/8)."""
+    def forward(self, images, with_features=False):
+        """(N,3,H,W) uint8 RGB images (or floats that are normalised already) to a list of logits (N,C,~H/8,~W/8).
+
+        With `with_features` to (logits, features): also what the main classifier sees, (N,feature_channels,~H/8,~W/8).
+        """
         if not images.is_floating_point():
             images = self.normalize(images)
-        return self.classify(self.features(images))
+        features = self.features(images)
+        logits = self.classify(features)
+        if with_features:
+            return logits, features[-1] if isinstance(features, tuple) else features
+        return logits
 
     def set_batch_norm(self, mode):
         """Choose what BatchNorm does while training; evaluation always uses the stored statistics.
@@ -51,7 +59,7 @@ class Segmenter(nn.Module):
             self.bn1.requires_grad_(False)
 
     def norms(self):
-        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        return [module for module in self.modules() if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))]
 
     def train(self, mode=True):
         super().train(mode)
@@ -63,8 +71,9 @@ class Segmenter(nn.Module):
     def heads(self):
         return [getattr(self, name) for name in self.head_names]
 
-    def parameter_groups(self):
-        """Parameter groups for an optimizer: the trunk at 1x the learning rate, the classifiers at `head_multiplier`.
+    def parameter_groups(self, head_multiplier=None):
+        """Parameter groups for an optimizer: the trunk at 1x the learning rate, the classifiers at `head_multiplier`
+        (default: the network's own).
 
         Each group carries `lr_multiplier` and `visits`: how often the originals' parameter lists name its tensors (see
         `utils.optimizers.RepeatedUpdateSGD`). Each parameter stands in exactly one group.
@@ -73,7 +82,7 @@ class Segmenter(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 in_head = name.split(".")[0] in self.head_names
-                key = (self.head_multiplier, 1) if in_head else (1, self.times_listed(name))
+                key = (head_multiplier or self.head_multiplier, 1) if in_head else (1, self.times_listed(name))
                 groups.setdefault(key, []).append(parameter)
         return [
             {"params": parameters, "lr_multiplier": multiplier, "visits": visits}

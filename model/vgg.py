@@ -36,10 +36,12 @@ class DeepLabVGG(Segmenter):
                 layers.append(nn.MaxPool2d(2))
         for _ in range(3):
             layers += _convolution(channels, 512, dilation=2)
-        layers += _convolution(512, 1024, dilation=4) + _convolution(1024, 1024, dilation=4)
+        channels = 1024
+        layers += _convolution(512, channels, dilation=4) + _convolution(channels, channels, dilation=4)
         self.features = nn.Sequential(*layers)
+        self.feature_channels = channels
         for name in self.head_names:
-            setattr(self, name, AtrousClassifier(1024, num_classes, aspp_branches))
+            setattr(self, name, AtrousClassifier(channels, num_classes, aspp_branches))
         self.set_batch_norm(batch_norm)
 
     def classify(self, features):

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import torch
 
+from .dialects import fada_discriminator, fada_settings, from_fada, is_fada
 from .networks import build_model
 from .vgg import TORCHVISION_KEYS
 
@@ -26,13 +27,15 @@ class WeightsError(ValueError):
 def read_weights(source):
     """Read the weights of one network from a file or URL as {key: tensor}, prefixes removed.
 
-    Understood: plain state dicts, `{"state_dict": ...}` containers, keys with `module.`, and the `Scale.` prefix of
-    AdaptSegNet's initialisation file (whose classifier, made for other classes, is dropped).
+    Understood: plain state dicts, `{"state_dict": ...}` containers, FADA's containers, keys with `module.`, and the `Scale.`
+    prefix of AdaptSegNet's initialisation file (whose classifier, made for other classes, is dropped).
 
     Raises:
         WeightsError: the file is missing, truncated, no PyTorch file, or holds anything but tensors.
     """
     state = _load(source)
+    if is_fada(state):
+        return from_fada(state)
     if isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     not_tensors = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
@@ -48,6 +51,16 @@ def read_weights(source):
     return state
 
 
+def read_discriminator(source):
+    """Read a discriminator's weights: a state dict, or the one that a FADA checkpoint holds (None if it holds none).
+
+    Raises:
+        WeightsError: as `read_weights`.
+    """
+    container = _load(source)
+    return fada_discriminator(container) if is_fada(container) else read_weights(source)
+
+
 def load_weights(network, state, source, fresh_heads=False):
     """Load `state` (from `read_weights`) into `network` and return a report of one paragraph.
 
@@ -57,7 +70,7 @@ def load_weights(network, state, source, fresh_heads=False):
     Raises:
         WeightsError: tensors are missing or have another shape; the message lists them and names `source`.
     """
-    state = _adapt_torchvision(network, state, source)
+    state = _main_classifier(network, _adapt_torchvision(network, state, source))
     own = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
     missing = [key for key in own if key not in state]
     misfits = [key for key in own if key in state and state[key].shape != own[key].shape]
@@ -87,7 +100,9 @@ def load_model(source, name=None, **settings):
         WeightsError: the file cannot be read, recognised or loaded.
     """
     state = read_weights(source)
-    found = _settings_of_run(source) or settings_from_weights(state, source)
+    found = _settings_of_run(source) or (
+        fada_settings(state) if is_fada(_load(source)) else settings_from_weights(state, source)
+    )
     if name is not None:
         found = {"name": name, "num_classes": found["num_classes"]}
     found.update({key: value for key, value in settings.items() if value is not None})
@@ -192,6 +207,15 @@ def _adapt_torchvision(network, state, source):
             "Caffe's strides and colours; use --model ResNet101 (or ResNet50, ResNet18)"
         )
     return state
+
+
+def _main_classifier(network, state):
+    """Of a file with classifiers on two layers, a network with one takes the main one."""
+    if getattr(network, "head_names", ()) != ("layer5",) or "layer6.conv2d_list.0.weight" not in state:
+        return state
+    if _head_layout(state) != "multi":
+        return state
+    return {key.replace("layer6.", "layer5.", 1): value for key, value in state.items() if not key.startswith("layer5.")}
 
 
 def _vgg_key(key):

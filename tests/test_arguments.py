@@ -12,9 +12,10 @@ import compute_iou
 import evaluate_cityscapes
 import train_adaptsegnet
 import train_clan
+import train_fada
 import train_maxsquare
 import train_source
-from scripts import adabn, benchmark, check_data, demo, make_mini_data
+from scripts import adabn, benchmark, check_data, class_statistics, demo, make_mini_data
 from utils.arguments import Parser, numbers, size, truth
 
 SCRIPTS = {
@@ -22,10 +23,12 @@ SCRIPTS = {
     "train_source.py": (train_source, []),
     "train_maxsquare.py": (train_maxsquare, []),
     "train_clan.py": (train_clan, []),
+    "train_fada.py": (train_fada, []),
     "evaluate_cityscapes.py": (evaluate_cityscapes, ["--restore-from", "x"]),
     "compute_iou.py": (compute_iou, ["gt", "pred"]),
     "scripts/adabn.py": (adabn, ["--restore-from", "x", "--save", "y"]),
     "scripts/benchmark.py": (benchmark, []),
+    "scripts/class_statistics.py": (class_statistics, []),
     "scripts/check_data.py": (check_data, ["gta5", "root"]),
     "scripts/demo.py": (demo, []),
     "scripts/make_mini_data.py": (make_mini_data, ["out"]),
@@ -129,7 +132,9 @@ def test_scripts_start_from_anywhere(tmp_path):
         assert result.returncode == 0 and "usage:" in result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("script", ("train_adaptsegnet.py", "train_source.py", "train_maxsquare.py", "train_clan.py"))
+@pytest.mark.parametrize(
+    "script", ("train_adaptsegnet.py", "train_source.py", "train_maxsquare.py", "train_clan.py", "train_fada.py")
+)
 def test_errors_are_one_line_and_exit_status_1(script, tmp_path):
     command = [sys.executable, str(ROOT / script), "--data-dir", "nowhere", "--restore-from", "none", "--device", "cpu"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

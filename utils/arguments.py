@@ -203,7 +203,14 @@ def add_network_flags(parser, model):
     )
 
 
-def add_optimization_flags(parser, num_steps, num_steps_stop, save_pred_every, run_aliases=("--save-dir", "--checkpoint-dir")):
+def add_optimization_flags(
+    parser,
+    num_steps,
+    num_steps_stop,
+    save_pred_every,
+    run_aliases=("--save-dir", "--checkpoint-dir"),
+    batch_help="images per process and domain",
+):
     group = parser.add_argument_group("optimization")
     group.add_argument(
         "--learning-rate", "--lr", type=float, default=2.5e-4, help="of the trunk; the classifiers have 10 times that"
@@ -220,7 +227,7 @@ def add_optimization_flags(parser, num_steps, num_steps_stop, save_pred_every, r
         help="published: most trunk parameters are updated 3 or 4 times a step, as PyTorch 1.0 did with "
         "the originals' parameter lists; clean: each once, as the papers read",
     )
-    group.add_argument("--batch-size", "--batch-size-per-gpu", type=positive, default=1, help="images per process and domain")
+    group.add_argument("--batch-size", "--batch-size-per-gpu", type=positive, default=1, help=batch_help)
     group.add_argument("--random-seed", "--seed", type=int, default=1234, help="seeds weights, data order and augmentation")
     add_speed_flags(parser, workers=4)
     group = parser.add_argument_group("run directory")

@@ -49,6 +49,13 @@ def wrap(network):
     return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
 
 
+def synchronize_norms(network, device):
+    """Let BatchNorm that uses batch statistics use those of all processes (GPUs only, as PyTorch has it)."""
+    if world_size() == 1 or network.batch_norm != "train" or device.type != "cuda":
+        return network
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+
 def sum_across_processes(tensor):
     """The sum of `tensor` over all processes (the tensor itself in a single process)."""
     if world_size() > 1:

@@ -17,13 +17,15 @@ def predict(model, images, size, heads=None, flip=False, scales=(1.0,)):
     A single pass gives logits; with `flip` or several `scales` the softmax probabilities of all passes are averaged.
 
     Args:
-        images: (N,3,h,w) uint8 RGB.
+        images: (N,3,h,w) uint8 RGB, or floats that are normalised already.
         heads: "last" (the main classifier) or "sum" (the classifiers' logits added, as CLAN does); default: the network's own.
         scales: factors of the input size.
     """
     if not flip and tuple(scales) == (1.0,):
         return upsample(_logits(model, images, heads), size)
     total = 0.0
+    if not images.is_floating_point():
+        images = model.normalize(images)  # before resizing, so that nothing is rounded
     for scale in scales:
         scaled = images if scale == 1.0 else _rescale(images, scale)
         total = total + F.softmax(upsample(_logits(model, scaled, heads), size), dim=1)
@@ -72,5 +74,4 @@ def _logits(model, images, heads):
 
 def _rescale(images, scale):
     size = [int(side * scale) for side in images.shape[-2:]]
-    resized = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=True)
-    return resized.round().clamp(0, 255).to(torch.uint8)
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=True)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .device import autocast
 from .distributed import is_main, rank, wait_for_all, world_size
 from .metrics import iou_per_class, mean_iou
-from .state import StateError, load_state, random_state, save_atomically, save_state, set_random_state
+from .state import StateError, load_state, random_state, save_atomically, save_state, set_random_state, write_json
 
 # Flags that may change when a run is resumed: they alter neither weights nor data order.
 FREE_ON_RESUME = {
@@ -38,13 +38,34 @@ class NotFiniteError(RuntimeError):
     """A loss became NaN or infinite."""
 
 
+class Snapshots:
+    """How AdaptSegNet's and CLAN's snapshots are named and what is in them: `<name>_<step><suffix>.pth`, plain state dicts.
+
+    Methods with files of their own pass an object with the same two methods to `Run`.
+    """
+
+    def __init__(self, name):
+        self.name = name
+
+    def tag(self, step, every):
+        """What the snapshot after the update of `step` (counted from 0) is called, or None if none is due.
+
+        As in the originals the snapshot named i follows the update of step i, so it has seen i + 1.
+        """
+        return step if step > 0 and step % every == 0 else None
+
+    def files(self, tag, networks):
+        """{file name: content} of the snapshot with this tag: a number of steps, or a word such as `best`."""
+        return {f"{self.name}_{tag}{suffix}.pth": network.state_dict() for suffix, network in networks.items()}
+
+
 class Run:
     """What surrounds a training loop.
 
     Args:
         args: the script's flags.
         device: where the networks are.
-        name: what snapshots are called, `<name>_<step><suffix>.pth`.
+        snapshots: names and contents of the snapshots; a name stands for `Snapshots(name)`.
         networks: {suffix: network}, unwrapped; the first is the segmentation network, whose suffix is "".
         optimizers: {name: optimizer}.
         loaders: {name: EndlessLoader}.
@@ -52,8 +73,9 @@ class Run:
     A script calls `start()` once, iterates over `steps(stop)`, and in each step calls `next(loader)`, `log(...)`, `save(step)`.
     """
 
-    def __init__(self, args, device, name, networks, optimizers, loaders):
-        self.args, self.device, self.name = args, device, name
+    def __init__(self, args, device, snapshots, networks, optimizers, loaders):
+        self.args, self.device = args, device
+        self.snapshots = Snapshots(snapshots) if isinstance(snapshots, str) else snapshots
         self.networks, self.optimizers, self.loaders = networks, optimizers, loaders
         self.directory = args.snapshot_dir
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
@@ -118,9 +140,7 @@ class Run:
             "versions": _versions(),
             "command": sys.argv,
         }
-        with open(self._path("args.json.tmp"), "w") as file:
-            json.dump(record, file, indent=2)
-        os.replace(self._path("args.json.tmp"), self._path("args.json"))
+        write_json(record, self._path("args.json"))
 
     def _drop_metrics_from(self, step):
         path = self._path("metrics.jsonl")
@@ -150,7 +170,7 @@ class Run:
             yield step
         self._check_pending()
         if is_main():
-            self._save_networks(f"{self.name}_{stop}")
+            self._save_networks(stop)
         self._save_state(stop)
         self._close()
 
@@ -272,7 +292,7 @@ class Run:
             if value is not None:
                 self.writer.add_scalar(f"{prefix}validation IoU/{name}", value, step)
         if better:
-            self._save_networks(f"{self.name}_{prefix}best")
+            self._save_networks(f"{prefix}best")
         tqdm.write(f"step {step + 1}: {self._score_line(domain)}")
         self._restart_clock(step)
 
@@ -289,21 +309,18 @@ class Run:
     # Files
 
     def save(self, step):
-        """After the update of `step`: a snapshot every --save-pred-every steps, the state every --save-state-every steps.
-
-        As in the originals the snapshot named i follows the update of step i (counted from 0), so it has seen i + 1.
-        """
-        snapshot = step > 0 and step % self.args.save_pred_every == 0
-        if snapshot:
+        """After the update of `step`: a snapshot every --save-pred-every steps, the state every --save-state-every steps."""
+        tag = self.snapshots.tag(step, self.args.save_pred_every)
+        if tag is not None:
             self._check_pending()
             if is_main():
-                self._save_networks(f"{self.name}_{step}")
-        if snapshot or self.due(step, self.args.save_state_every):
+                self._save_networks(tag)
+        if tag is not None or self.due(step, self.args.save_state_every):
             self._save_state(step + 1)
 
-    def _save_networks(self, stem):
-        for suffix, network in self.networks.items():
-            save_atomically(network.state_dict(), self._path(f"{stem}{suffix}.pth"))
+    def _save_networks(self, tag):
+        for name, content in self.snapshots.files(tag, self.networks).items():
+            save_atomically(content, self._path(name))
 
     def _save_state(self, next_step):
         self._check_pending()
@@ -335,7 +352,8 @@ class Run:
         self.writer.close()
         for domain in self.last:
             print(f"last validation, after step {self.last[domain]['step'] + 1}: {self._score_line(domain)}")
-        print(f"weights: {self._path(self.name)}_{self.args.num_steps_stop}.pth")
+        name = next(iter(self.snapshots.files(self.args.num_steps_stop, self.networks)))
+        print(f"weights: {self._path(name)}")
 
     def _path(self, name):
         return os.path.join(self.directory, name)

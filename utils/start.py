@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 
-from model import WeightsError, load_weights, read_weights
+from model import WeightsError, load_weights, read_discriminator, read_weights
 
 from . import distributed
 from .run import NotFiniteError
@@ -14,8 +14,8 @@ INITIALISATION = "DeepLab_resnet_pretrained_init-f81d91e8.pth"
 EXPECTED_ERRORS = (WeightsError, StateError, NotFiniteError, ValueError, OSError)
 
 
-def restore(network, source):
-    """Give `network` its starting weights from --restore-from and print what was loaded.
+def restore(network, source, usual=INITIALISATION):
+    """Give `network` its starting weights from --restore-from, or else from the file `usual`, and print what was loaded.
 
     Classifiers that the file lacks, or has for another number of classes, keep their random values.
 
@@ -25,11 +25,11 @@ def restore(network, source):
     if source == "none":
         return
     if source is None:
-        candidates = [os.path.join(folder, INITIALISATION) for folder in ("model", "pretrained_model", ".")]
+        candidates = [os.path.join(folder, usual) for folder in ("model", "pretrained_model", ".")]
         source = next((path for path in candidates if os.path.exists(path)), None)
         if source is None:
             raise WeightsError(
-                f"no weights to start from: {INITIALISATION} is neither in ./model nor in ./pretrained_model. "
+                f"no weights to start from: {usual} is neither in ./model nor in ./pretrained_model. "
                 "Name a file or URL with --restore-from, or start from random weights with "
                 "--restore-from none"
             )
@@ -50,7 +50,10 @@ def restore_discriminators(discriminators, files):
     if len(files) != len(discriminators):
         raise WeightsError(f"--restore-discriminator names {len(files)} files for {len(discriminators)} discriminators")
     for network, file in zip(discriminators, files, strict=True):
-        load_weights(network, read_weights(file), file)
+        state = read_discriminator(file)
+        if state is None:
+            raise WeightsError(f"{file}: holds no discriminator")
+        load_weights(network, state, file)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,13 @@
 """Files that a killed process cannot leave half-written, and the random state that an exact resume needs."""
 
+import json
 import os
 import random
 
 import numpy as np
 import torch
+
+from . import distributed
 
 
 class StateError(RuntimeError):
@@ -19,6 +22,35 @@ def save_atomically(value, path):
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_json(value, path):
+    """Write JSON to a temporary file beside `path`, then rename."""
+    with open(f"{path}.tmp", "w") as file:
+        json.dump(value, file, indent=2)
+    os.replace(f"{path}.tmp", path)
+
+
+def claim_directory(directory, made_from, resume):
+    """Note in a directory of generated files what they are made from (`made_from.json`), so that two sets never mix.
+
+    Raises:
+        StateError: it holds files made from something else already, or from the same without `resume`.
+    """
+    note = os.path.join(directory, "made_from.json")
+    if os.path.exists(note):
+        with open(note) as file:
+            found = json.load(file)
+        if found != made_from or not resume:
+            raise StateError(
+                f"{directory} holds files already, made from {found}: go on with the same and --resume, remove them, or "
+                "choose another directory"
+            )
+    distributed.wait_for_all()
+    if distributed.is_main():
+        os.makedirs(directory, exist_ok=True)
+        write_json(made_from, note)
+    distributed.wait_for_all()
 
 
 def save_state(state, path):

@@ -1,0 +1,172 @@
+"""Which class is in which image, and FADA's class-balanced order of the source images that is drawn from it."""
+
+import json
+import os
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+from tqdm import tqdm
+
+from .classes import IGNORED, class_names
+
+# Counts of seen classes start afresh after so many draws.
+DRAWS_PER_ROUND = 3000
+
+
+class StatisticsError(ValueError):
+    """A file of class statistics that cannot be read or does not fit; the message names it and the way out."""
+
+
+def count_classes(dataset, workers, progress=True):
+    """{label file name: ascending ids of the classes in it} of a labelled `SegmentationDataset`, read by `workers` processes.
+
+    Raises:
+        FileNotFoundError, ReadError: naming the label file.
+    """
+    jobs = [(record.label, dataset.table, dataset.read_label) for record in dataset.records]
+    with ProcessPoolExecutor(workers) as pool:
+        found = pool.map(_classes_in, jobs, chunksize=16)
+        found = list(tqdm(found, total=len(jobs), unit="label", disable=not progress))
+    return {os.path.basename(job[0]): ids for job, ids in zip(jobs, found, strict=True)}
+
+
+def _classes_in(job):
+    path, table, read_label = job
+    ids = np.unique(table[np.unique(read_label(path).numpy())])
+    return ids[ids != IGNORED].tolist()
+
+
+def write_statistics(path, file_to_label, num_classes):
+    """Write statistics as JSON, atomically."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(f"{path}.tmp", "w") as file:
+        json.dump({"num_classes": num_classes, "classes": class_names(num_classes), "file_to_label": file_to_label}, file)
+    os.replace(f"{path}.tmp", path)
+
+
+def read_statistics(path, num_classes):
+    """Read (label_to_file, file_to_label): our JSON, or FADA's `*_label_info.p` with a reader that runs no code.
+
+    Raises:
+        StatisticsError: the file is neither, is damaged, or is for another number of classes.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(2)
+            file.seek(0)
+            if content[:1] == b"{":
+                return _from_json(json.load(file), path, num_classes)
+            label_to_file, file_to_label = _PlainUnpickler(file).load()
+    except (StatisticsError, OSError):
+        raise
+    except Exception as error:
+        raise StatisticsError(
+            f"{path}: cannot be read as class statistics ({error}); make them anew with scripts/class_statistics.py"
+        ) from error
+    return _checked(label_to_file, file_to_label, path, num_classes)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads lists, tuples, dicts, strings and numbers; anything that would need a class or function is refused."""
+
+    def find_class(self, module, name):
+        raise StatisticsError(f"refused, it holds {module}.{name}; class statistics are lists, dicts, strings and numbers")
+
+    def persistent_load(self, pid):
+        raise StatisticsError("refused, it refers to objects outside the file")
+
+
+def _from_json(content, path, num_classes):
+    if content.get("num_classes") != num_classes:
+        raise StatisticsError(f"{path}: made for {content.get('num_classes')} classes, not {num_classes}")
+    file_to_label = content["file_to_label"]
+    return _checked(files_of_classes(file_to_label, num_classes), file_to_label, path, num_classes)
+
+
+def _checked(label_to_file, file_to_label, path, num_classes):
+    if len(label_to_file) < num_classes:
+        raise StatisticsError(f"{path}: made for {len(label_to_file)} classes, not {num_classes}")
+    labels = {label for ids in file_to_label.values() for label in ids}
+    if not all(isinstance(label, int) and 0 <= label < len(label_to_file) for label in labels):
+        raise StatisticsError(f"{path}: holds class ids outside 0..{len(label_to_file) - 1}")
+    return label_to_file[:num_classes], file_to_label
+
+
+def files_of_classes(file_to_label, num_classes):
+    """label_to_file, one list of files per class in the order of their names, from file_to_label."""
+    lists = [[] for _ in range(num_classes)]
+    for name in sorted(file_to_label):
+        for label in file_to_label[name]:
+            lists[label].append(name)
+    return lists
+
+
+def class_balanced_order(dataset, statistics, seed, source="statistics"):
+    """A `ClassBalancedOrder` of a data set's images, statistics matched by the names of the label files.
+
+    Raises:
+        StatisticsError: the statistics lack some of the images, or all of a class's files are gone.
+    """
+    label_to_file, file_to_label = statistics
+    index = {os.path.basename(record.label): i for i, record in enumerate(dataset.records)}
+    missing = [name for name in index if name not in file_to_label]
+    if missing:
+        raise StatisticsError(
+            f"{source}: lacks {len(missing)} of {len(index)} images, first {missing[0]}; make it anew with "
+            "scripts/class_statistics.py"
+        )
+    lists = [[index[name] for name in names if name in index] for names in label_to_file]
+    classes = {index[name]: [c for c in ids if c < len(lists)] for name, ids in file_to_label.items() if name in index}
+    return ClassBalancedOrder(lists, classes, seed)
+
+
+class ClassBalancedOrder:
+    """FADA's endless order of images in which rare classes are seen often; `order[k]` is the k-th.
+
+    Each draw picks a class with a probability proportional to 1 / log(1.01 + its share of the classes seen since the last
+    multiple of 3000 draws), and takes the next image that has it; a class's list of images is shuffled whenever it is used
+    up. Classes in no image are never drawn (the original stops there).
+
+    Args:
+        lists: for each class the images that contain it.
+        classes: {image: the classes in it}.
+        seed: of NumPy's legacy generator, as in the original.
+    """
+
+    def __init__(self, lists, classes, seed):
+        self.lists, self.classes = [list(files) for files in lists], classes
+        self.absent = [c for c, files in enumerate(lists) if not files]
+        if len(self.absent) == len(lists):
+            raise StatisticsError("no image contains any class")
+        self.rng = np.random.RandomState(seed % 2**32)
+        self.position = [0] * len(lists)
+        self.counts = np.zeros(len(lists))
+        self.drawn = []
+
+    def __getitem__(self, k):
+        while len(self.drawn) <= k:
+            self.drawn.append(self._draw())
+        return self.drawn[k]
+
+    def _draw(self):
+        if len(self.drawn) % DRAWS_PER_ROUND == 0:
+            self.counts[:] = 0
+        cumulative = self.probabilities(self.counts).cumsum()
+        chosen = int(np.searchsorted(cumulative / cumulative[-1], self.rng.random_sample(), side="right"))
+        files = self.lists[chosen]
+        if self.position[chosen] >= len(files):
+            self.rng.shuffle(files)
+            # As published, the first image after a shuffle is skipped.
+            self.position[chosen] %= max(1, len(files) - 1)
+        image = files[self.position[chosen]]
+        self.position[chosen] += 1
+        self.counts[self.classes[image]] += 1
+        return image
+
+    def probabilities(self, counts):
+        """How likely each class is drawn next after `counts` sightings."""
+        total = counts.sum()
+        weights = 1 / np.log(1.01 + (counts / total if total else counts))
+        weights[self.absent] = 0
+        return weights / weights.sum()

@@ -1,0 +1,55 @@
+"""Find out which class is in which image: what FADA's class-balanced sampling needs.
+
+    python scripts/class_statistics.py --source gta5 --data-dir ./data/GTA5 --output ./data/GTA5/class_statistics_19.json
+    python scripts/class_statistics.py --source synthia --data-dir ./data/SYNTHIA --num-classes 16
+
+train_fada.py finds the file beside the data, reads FADA's gtav_label_info.p and synthia_label_info.p too (--from converts
+one to JSON), and makes the statistics itself when there are none.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from dataset import build_dataset, class_names
+from dataset.class_statistics import count_classes, files_of_classes, read_statistics, write_statistics
+from utils.arguments import DEFAULT_ROOTS, Parser, positive
+from utils.start import exit_with_message
+
+
+def get_arguments(arguments=None):
+    parser = Parser(__doc__)
+    parser.add_argument("--source", type=str.lower, choices=tuple(DEFAULT_ROOTS), default="gta5", help="data set")
+    parser.add_argument("--data-dir", "-d", metavar="DIR", help="its root in the official layout (default ./data/GTA5, ...)")
+    parser.add_argument("--data-list", metavar="FILE", help="list of its images; without one, all images found")
+    parser.add_argument("--source-split", "--split", default="all", metavar="SPLIT", help="split to look at")
+    parser.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
+    parser.add_argument("--num-classes", type=int, choices=(19, 16, 13), help="default 19, for SYNTHIA 16")
+    parser.add_argument("--output", "-o", metavar="FILE", help="default: class_statistics_<classes>.json in the data's root")
+    parser.add_argument("--from", dest="original", metavar="FILE", help="convert this label_info.p instead of reading labels")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes that read labels")
+    args = parser.parse_args(arguments)
+    args.data_dir = args.data_dir or DEFAULT_ROOTS[args.source]
+    args.num_classes = args.num_classes or (16 if args.source == "synthia" else 19)
+    args.output = args.output or os.path.join(args.data_dir, f"class_statistics_{args.num_classes}.json")
+    return args
+
+
+def main(args):
+    if args.original:
+        _, file_to_label = read_statistics(args.original, args.num_classes)
+    else:
+        dataset = build_dataset(
+            args.source, args.data_dir, args.source_split, args.data_list, args.num_classes, city=args.city_name
+        )
+        file_to_label = count_classes(dataset, args.workers)
+    write_statistics(args.output, file_to_label, args.num_classes)
+    for name, files in zip(class_names(args.num_classes), files_of_classes(file_to_label, args.num_classes), strict=True):
+        print(f"{name:>14} in {len(files)} of {len(file_to_label)} images")
+    print(f"written to {args.output}")
+
+
+if __name__ == "__main__":
+    with exit_with_message():
+        main(get_arguments())
