@@ -1,6 +1,7 @@
 """The networks by the names that users know."""
 
 from .resnet import DeepLabResNet
+from .resnet38 import ResNet38
 from .vgg import DeepLabVGG
 
 MULTI = (DeepLabResNet, {"depth": 101, "heads": "multi"})
@@ -19,6 +20,7 @@ MODELS = {
     "ResNet": (DeepLabResNet, {"depth": 101, "heads": "twin", "aspp_branches": 4}),
     "DeeplabRes": (DeepLabResNet, {"depth": 101, "heads": "single", "aspp_branches": 4, "normalization": "imagenet"}),
     "DeeplabVGG": (DeepLabVGG, {}),
+    "ResNet38": (ResNet38, {}),
     "deeplab_resnet101": (DeepLabResNet, {"depth": 101, "heads": "single", "aspp_branches": 4, **TORCHVISION}),
     "deeplab_vgg16": (DeepLabVGG, {"aspp_branches": 4, "normalization": "caffe-vgg"}),
     "ResNet101": (DeepLabResNet, {"depth": 101, **TORCHVISION}),

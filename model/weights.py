@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from .dialects import fada_discriminator, fada_settings, from_fada, is_fada
+from .mxnet import ParamsError, is_params, read_params
 from .networks import build_model
+from .resnet38 import from_mxnet
 from .vgg import TORCHVISION_KEYS
 
 # MaxSquare's checkpoints hold their best mIoU as a NumPy number, under the module name of the NumPy of 2019.
@@ -120,6 +122,8 @@ def settings_from_weights(state, source="weights"):
     if "features.0.weight" in state and "classifier.conv2d_list.0.bias" in state:
         twin = {"heads": "twin", "aspp_branches": 4} if "classifier2.conv2d_list.0.bias" in state else {}
         return {"name": "DeeplabVGG", "num_classes": len(state["classifier.conv2d_list.0.bias"]), **twin}
+    if "blocks.7a.projection.weight" in state and "classifier.bias" in state:
+        return {"name": "ResNet38", "num_classes": len(state["classifier.bias"])}
     if "conv1.weight" not in state or "layer5.conv2d_list.0.weight" not in state:
         raise WeightsError(
             f"{source}: not a segmentation network known here (first keys: {', '.join(list(state)[:3])}); "
@@ -162,11 +166,15 @@ def _load(source):
         if source.startswith(("http://", "https://")):
             state = torch.hub.load_state_dict_from_url(source, map_location="cpu", check_hash=True, weights_only=True)
         else:
+            if os.path.isfile(source) and is_params(source):
+                return from_mxnet(read_params(source))
             _check_file(source)
             with torch.serialization.safe_globals(NUMPY_NUMBERS):
                 state = torch.load(source, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
+    except ParamsError as error:
+        raise WeightsError(str(error)) from error
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{source}: refused, it holds Python objects other than tensors, which could run code when loaded"

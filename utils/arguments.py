@@ -36,6 +36,12 @@ class Parser(argparse.ArgumentParser):
         """Add a flag that is off by default; `--flag`, `--flag True` and `--flag False` all work."""
         (group or self).add_argument(*names, nargs="?", const=True, default=False, type=truth, metavar="BOOL", help=help)
 
+    def also(self, name, *aliases):
+        """Let a flag that is declared already be called by other names too."""
+        action = self._option_string_actions[name]
+        action.option_strings = [*action.option_strings, *aliases]
+        self._option_string_actions.update(dict.fromkeys(aliases, action))
+
     def accept_without_effect(self, *names, takes_value=False):
         """Accept flags that the original declares and never reads, so that old command lines work; parsing says so."""
         for name in names:
@@ -82,6 +88,11 @@ def _respell(word, known):
     return known.get(_plain(flag), flag) + equals + value
 
 
+def data_set(word):
+    """The name of a data set in lower case; `gta` is `gta5`."""
+    return {"gta": "gta5"}.get(word.lower(), word.lower())
+
+
 def truth(word):
     """`True`, `yes`, `1`, ... to a bool."""
     if word.lower() in ("true", "yes", "1", "on"):
@@ -92,9 +103,9 @@ def truth(word):
 
 
 def size(word):
-    """`1280,720` to (1280, 720), width first."""
+    """`1280,720` to (1280, 720), width first; `500` is a square."""
     try:
-        width, height = (int(part) for part in word.split(","))
+        width, height = (int(part) for part in (word.split(",") if "," in word else (word, word)))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{word!r} is not a size; write WIDTH,HEIGHT, for example 1280,720") from None
     if width < 1 or height < 1:
@@ -124,7 +135,7 @@ def add_source_flags(parser, default="gta5", aliases=()):
         "--source",
         "--source-dataset",
         *aliases,
-        type=str.lower,
+        type=data_set,
         choices=DATASETS,
         default=default,
         help="data set to learn from",
@@ -159,9 +170,7 @@ def add_source_flags(parser, default="gta5", aliases=()):
 
 def add_target_flags(parser, aliases=()):
     group = parser.add_argument_group("target domain (its labels are read for validation only)")
-    group.add_argument(
-        "--target", *aliases, type=str.lower, choices=DATASETS, default="cityscapes", help="data set to adapt to"
-    )
+    group.add_argument("--target", *aliases, type=data_set, choices=DATASETS, default="cityscapes", help="data set to adapt to")
     group.add_argument("--data-dir-target", metavar="DIR", help="its root in the official layout (default ./data/Cityscapes)")
     group.add_argument("--data-list-target", metavar="FILE", help="list of its images; without one, all images found")
     group.add_argument("--set", default="train", metavar="SPLIT", help="split of the target to adapt on")

@@ -1,0 +1,111 @@
+"""CBST's spatial prior: where in an image each class is found, counted on the source's labels (section 3.3 of its paper)."""
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import torch
+from scipy.io import loadmat, savemat
+from scipy.ndimage import gaussian_filter
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from .transforms import resize_label
+
+# The paper smooths with a 70x70 kernel at a width of 2048 and gives no sigma; a kernel reaches three sigmas to each side.
+SIGMA_AT_2048 = 70 / 6
+LABELS_A_JOB = 32
+
+
+class PriorError(ValueError):
+    """A file that holds no usable prior; the message names it."""
+
+
+def compute_prior(dataset, num_classes, size, sigma=None, workers=1, progress=True):
+    """How often each class is at each pixel of `size` (W,H), smoothed: (C,H,W) float32, every class with mean 1.
+
+    A scale common to all classes cancels in CBST. A class that no image has gets 1 everywhere: no opinion.
+
+    Args:
+        dataset: a labelled `SegmentationDataset`; its labels are resized with the nearest pixel.
+        sigma: of the Gaussian in pixels (default: 70 / 6 at a width of 2048, in proportion at others).
+
+    Raises:
+        FileNotFoundError, ReadError: naming the label file.
+    """
+    sigma = SIGMA_AT_2048 * size[0] / 2048 if sigma is None else sigma
+    paths = [record.label for record in dataset.records]
+    parts = [paths[i : i + LABELS_A_JOB] for i in range(0, len(paths), LABELS_A_JOB)]
+    jobs = [(part, dataset.table, dataset.read_label, num_classes, size) for part in parts]
+    counts = np.zeros((num_classes, size[1], size[0]), np.int64)
+    with ProcessPoolExecutor(workers) as pool:
+        for counted in tqdm(pool.map(_count, jobs), total=len(jobs), unit=f"{LABELS_A_JOB} labels", disable=not progress):
+            counts += counted
+    return np.stack([_plane(count, sigma) for count in counts])
+
+
+def _count(job):
+    paths, table, read_label, num_classes, (width, height) = job
+    counts = np.zeros((num_classes, height, width), np.uint8)  # a job has fewer labels than 256
+    for path in paths:
+        label = table[resize_label(read_label(path), (height, width)).numpy()]
+        for c in np.unique(label):
+            if c < num_classes:
+                counts[c] += label == c
+    return counts
+
+
+def _plane(count, sigma):
+    if not count.any():
+        return np.ones(count.shape, np.float32)
+    smooth = gaussian_filter(count.astype(np.float32), sigma, mode="nearest") if sigma else count.astype(np.float32)
+    return smooth / smooth.mean()
+
+
+def save_prior(path, prior):
+    """Write a prior (C,H,W) as .mat (variable `prior_array`, as the authors' file) or .npz, atomically.
+
+    Raises:
+        PriorError: another ending.
+    """
+    ending = os.path.splitext(path)[1]
+    if ending not in (".mat", ".npz"):
+        raise PriorError(f"{path}: a prior is written as .mat or .npz")
+    temporary = f"{path}.tmp{ending}"
+    if ending == ".mat":
+        savemat(temporary, {"prior_array": prior}, do_compression=True)
+    else:
+        np.savez_compressed(temporary, prior_array=prior)
+    os.replace(temporary, path)
+
+
+def load_prior(path, num_classes, size):
+    """Read a prior for `num_classes` classes as (C,H,W) float32 at `size` (W,H), with overall mean 1 and nothing below 0.
+
+    Raises:
+        PriorError: no such file or variable, another number of classes, or numbers that are none.
+    """
+    prior = _read(path)
+    if prior.ndim != 3 or len(prior) != num_classes:
+        raise PriorError(f"{path}: its prior_array has shape {prior.shape}, not ({num_classes}, height, width)")
+    if not np.isfinite(prior).all() or prior.max() <= 0:
+        raise PriorError(f"{path}: its prior_array holds no positive numbers, or some that are not finite")
+    prior = prior.astype(np.float32).clip(0)
+    if prior.shape[1:] != (size[1], size[0]):
+        planes = torch.from_numpy(prior)[None]
+        prior = F.interpolate(planes, size=(size[1], size[0]), mode="bilinear", align_corners=False)[0].numpy()
+    return prior / prior.mean()
+
+
+def _read(path):
+    if not os.path.isfile(path):
+        raise PriorError(f"{path}: no such file; scripts/spatial_prior.py makes one from the source's labels, --prior names it")
+    try:
+        if path.endswith(".npz"):
+            with np.load(path, allow_pickle=False) as file:
+                return file["prior_array"]
+        return loadmat(path, variable_names=["prior_array"])["prior_array"]
+    except KeyError as error:
+        raise PriorError(f"{path}: holds no variable prior_array") from error
+    except Exception as error:
+        raise PriorError(f"{path}: cannot be read as a prior ({type(error).__name__}: {error})") from error

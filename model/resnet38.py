@@ -1,0 +1,163 @@
+"""ResNet-38 (variant A1 of Wu et al., "Wider or Deeper", 1611.10080) with output stride 8: CBST's network."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from .segmenter import Segmenter
+
+EPS = 1.001e-5
+
+# Name, channels and kernels of the convolutions, stride of the first, dilation of each, dropout before the last. Blocks whose
+# name ends in "a" change the number of channels, and have a convolution in their shortcut.
+BLOCKS = [
+    ("2a", (128, 128), (3, 3), 2, (1, 1), 0.0),
+    *((f"2b{i}", (128, 128), (3, 3), 1, (1, 1), 0.0) for i in (1, 2)),
+    ("3a", (256, 256), (3, 3), 2, (1, 1), 0.0),
+    *((f"3b{i}", (256, 256), (3, 3), 1, (1, 1), 0.0) for i in (1, 2)),
+    ("4a", (512, 512), (3, 3), 2, (1, 1), 0.0),
+    *((f"4b{i}", (512, 512), (3, 3), 1, (1, 1), 0.0) for i in range(1, 6)),
+    ("5a", (512, 1024), (3, 3), 1, (1, 2), 0.0),
+    *((f"5b{i}", (512, 1024), (3, 3), 1, (2, 2), 0.0) for i in (1, 2)),
+    ("6a", (512, 1024, 2048), (1, 3, 1), 1, (1, 4, 1), 0.3),
+    ("7a", (1024, 2048, 4096), (1, 3, 1), 1, (1, 4, 1), 0.5),
+]
+BRANCHES = ("branch2a", "branch2b1", "branch2b2")
+
+# Endings of MXNet's names and of ours.
+ENDINGS = {"_gamma": ".weight", "_beta": ".bias", "_moving_mean": ".running_mean", "_moving_var": ".running_var",
+           "_weight": ".weight", "_bias": ".bias"}  # fmt: skip
+
+
+class Block(nn.Module):
+    """Pre-activation residual block: norm, ReLU, convolution, two or three times; its parts are named by their branch."""
+
+    def __init__(self, in_channels, widths, kernels, stride, dilations, dropout, projects):
+        super().__init__()
+        self.norms, self.convolutions = nn.ModuleDict(), nn.ModuleDict()
+        self.projection = nn.Conv2d(in_channels, widths[-1], 1, stride, bias=False) if projects else None
+        self.dropout = nn.Dropout(dropout) if dropout else None
+        for i, (branch, width, kernel, dilation) in enumerate(zip(BRANCHES, widths, kernels, dilations, strict=False)):
+            self.norms[branch] = nn.BatchNorm2d(in_channels, eps=EPS)
+            padding = dilation if kernel == 3 else 0
+            step = stride if i == 0 else 1
+            self.convolutions[branch] = nn.Conv2d(in_channels, width, kernel, step, padding, dilation, bias=False)
+            in_channels = width
+
+    def forward(self, x):
+        shortcut, last = x, list(self.convolutions)[-1]
+        for branch, convolution in self.convolutions.items():
+            y = torch.relu(self.norms[branch](x))
+            if branch == "branch2a" and self.projection is not None:
+                shortcut = self.projection(y)
+            if branch == last and self.dropout is not None:
+                y = self.dropout(y)
+            x = convolution(y)
+        return shortcut + x
+
+
+class ResNet38(Segmenter):
+    """17 pre-activation blocks without pooling, a hidden convolution, a classifier; logits at ceil(side / 8).
+
+    State-dict keys are MXNet's names grouped by module; `from_mxnet` and `to_mxnet` translate.
+    """
+
+    head_names = ("classifier",)
+    head_multiplier = 1
+
+    def __init__(self, num_classes=19, normalization="imagenet", batch_norm="frozen-statistics"):
+        super().__init__(normalization)
+        self.conv1a = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        self.blocks, channels = nn.ModuleDict(), 64
+        for name, widths, *rest in BLOCKS:
+            self.blocks[name] = Block(channels, widths, *rest, projects=name.endswith("a"))
+            channels = widths[-1]
+        self.bn7 = nn.BatchNorm2d(channels, eps=EPS)
+        self.conv6a = nn.Conv2d(channels, 512, 3, padding=12, dilation=12)
+        self.classifier = nn.Conv2d(512, num_classes, 3, padding=12, dilation=12)
+        self.feature_channels = 512
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        self.set_batch_norm(batch_norm)
+
+    def features(self, x):
+        """Normalised images to what the classifier sees, (N,512,ceil(H/8),ceil(W/8))."""
+        x = self.conv1a(x)
+        for block in self.blocks.values():
+            x = block(x)
+        return torch.relu(self.conv6a(torch.relu(self.bn7(x))))
+
+    def classify(self, features):
+        return [self.classifier(features)]
+
+    def parameter_groups(self, head_multiplier=None):
+        """As MXNet's optimizer: biases and the norms' shifts at twice the learning rate and without weight decay."""
+        weights = [value for name, value in self.named_parameters() if value.requires_grad and name.endswith("weight")]
+        biases = [value for name, value in self.named_parameters() if value.requires_grad and name.endswith("bias")]
+        groups = [{"params": weights, "lr_multiplier": 1, "visits": 1}]
+        return groups + [{"params": biases, "lr_multiplier": 2, "weight_decay": 0.0, "visits": 1}]
+
+
+def from_mxnet(arrays):
+    """A checkpoint's {"arg:..." or "aux:...": array} to a state dict for `ResNet38`; the 1000-class classifier is dropped.
+
+    Raises:
+        ValueError: a name that no part of the network has.
+    """
+    state = {}
+    for name, array in arrays.items():
+        kind, _, plain = name.partition(":")
+        if plain.startswith("linear1000"):
+            continue
+        key = _our_key(plain)
+        if kind not in ("arg", "aux") or key is None:
+            raise ValueError(f"{name!r} is no part of ResNet-38")
+        state[key] = torch.from_numpy(np.ascontiguousarray(array, np.float32))
+    return state
+
+
+def to_mxnet(state):
+    """A `ResNet38` state dict as {"arg:..." or "aux:...": float32 array}: the inverse of `from_mxnet`."""
+    classes = len(state["classifier.bias"])
+    return {
+        _mxnet_name(key, classes): value.detach().cpu().float().numpy()
+        for key, value in state.items()
+        if not key.endswith("num_batches_tracked")
+    }
+
+
+def _our_key(plain):
+    ending = next((ending for ending in ENDINGS if plain.endswith(ending)), None)
+    if ending is None:
+        return None
+    module = plain.removesuffix(ending)
+    return f"{_module_path(module)}{ENDINGS[ending]}" if _module_path(module) else None
+
+
+def _module_path(module):
+    if module in ("conv1a", "bn7", "conv6a"):
+        return module
+    if module.startswith("linear"):
+        return "classifier"
+    block, _, branch = module.partition("_")
+    kind, name = ("res", block.removeprefix("res")) if block.startswith("res") else ("bn", block.removeprefix("bn"))
+    if name not in {entry[0] for entry in BLOCKS} or branch not in ("branch1", *BRANCHES):
+        return None
+    part = "norms" if kind == "bn" else "projection" if branch == "branch1" else "convolutions"
+    return f"blocks.{name}.{part}" + ("" if part == "projection" else f".{branch}")
+
+
+def _mxnet_name(key, classes):
+    path, _, value = key.rpartition(".")
+    norm = ".norms." in key or path == "bn7"
+    endings = {"weight": "gamma", "bias": "beta"} if norm else {}
+    endings |= {"running_mean": "moving_mean", "running_var": "moving_var"}
+    kind = "aux" if value.startswith("running") else "arg"
+    if path.startswith("blocks."):
+        _, block, part, *branch = path.split(".")
+        path = f"{'bn' if part == 'norms' else 'res'}{block}_{branch[0] if branch else 'branch1'}"
+    path = f"linear{classes}" if path == "classifier" else path
+    return f"{kind}:{path}_{endings.get(value, value)}"

@@ -1,0 +1,590 @@
+"""train_cbst.py against both originals (MXNet's CBST, the authors' PyTorch CRST): maps, thresholds, labels, crops, steps."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from fill import fill, noise
+from filled import filled
+from PIL import Image
+from torch.nn import functional as F
+
+import train_cbst
+from dataset import label_table
+from dataset.classes import to_label_ids
+from dataset.self_training import CanvasCrop, FitLongerSide, ScaledCrop, ScaleImage, one_hot
+from model import build_model, load_model, upsample
+from model.resnet38 import from_mxnet, to_mxnet
+from train_cbst import get_arguments, hard_loss, schedule, soft_loss
+from utils.evaluation import evaluate
+from utils.optimizers import segmentation_optimizer
+from utils.pseudo_labels import (
+    CoarseProbabilities,
+    ConfidenceHistograms,
+    FullSizeLogits,
+    check_disk,
+    class_thresholds,
+    global_threshold,
+    load_maps,
+    save_maps,
+    select,
+    soft_labels,
+)
+from utils.state import StateError
+
+MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+
+def normalized(image):
+    return (image.float() / 255 - MEAN) / STD
+
+
+def close(actual, expected, tolerance=1e-5):
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=tolerance * np.abs(expected).max() + 1e-12)
+
+
+class Stub:
+    """A network that returns recorded outputs, one after the other."""
+
+    def __init__(self, outputs):
+        self.outputs, self.inputs = list(outputs), []
+
+    def normalize(self, images):
+        return (images.float() / 255 - MEAN) / STD
+
+    def __call__(self, images):
+        self.inputs.append(images)
+        return [self.outputs.pop(0)[None]]
+
+
+# Score maps
+
+
+@pytest.fixture
+def crst_scores(golden):
+    """The scores of the three images, through the disk as in a run."""
+
+    def make(folder):
+        recorded = golden("crst/thresholds.npz")
+        scores = []
+        for i in range(3):
+            predictor = FullSizeLogits()
+            maps = predictor.maps(Stub(torch.from_numpy(recorded["logits"][i])), torch.zeros(1, 3, 29, 58, dtype=torch.uint8))
+            save_maps(folder / f"{i}.npz", maps, (29, 58))
+            scores.append(predictor.scores(load_maps(folder / f"{i}.npz")[0], (32, 64)))
+        return torch.stack(scores), recorded
+
+    return make
+
+
+def test_crst_probabilities(crst_scores, tmp_path):
+    scores, recorded = crst_scores(tmp_path)
+    assert np.abs(scores.permute(0, 2, 3, 1).numpy() - recorded["prob"]).max() < 1e-4
+    assert (scores.argmax(1).numpy() == recorded["pred"]).mean() > 0.9999
+
+
+def cbst_scores(recorded, net, exact=None):
+    """MXNet's score maps; `net` (image, pass, C, h, w) are the softmax maps that the stub returned."""
+    scores = []
+    for i in range(3):
+        stub = Stub(torch.from_numpy(np.log(net[i])))
+        image = torch.from_numpy(recorded["image"][i]).permute(2, 0, 1)
+        resized, _ = FitLongerSide(58)(image, None, None, None)
+        predictor = CoarseProbabilities()
+        maps = predictor.maps(stub, resized[None])
+        if exact is not None:
+            exact.append(stub.inputs)
+        scores.append(predictor.scores(maps, (32, 64), (29, 58)))
+    return torch.stack(scores)
+
+
+def test_cbst_score_maps(golden):
+    recorded, inputs = golden("cbst/thresholds.npz"), []
+    scores = cbst_scores(recorded, recorded["net19"], inputs)
+    close(torch.cat(inputs[0]), recorded["net_input_image0"], 1e-6)
+    close(scores, recorded["probmap"])
+    recorded16 = golden("cbst/thresholds_synthia16.npz")
+    close(cbst_scores(recorded, recorded16["net16"]), recorded16["probmap"])
+
+
+def test_maps_on_disk(tmp_path):
+    """Within 1e-4 for every probability, at most 3 MB for an image of 2048x1024 in either protocol."""
+    generator = torch.Generator().manual_seed(0)
+    for shape, sizes in (((2, 19, 116, 231), (922, 1843)), ((1, 19, 116, 232), (925, 1850))):
+        smooth = F.interpolate(torch.randn(shape[0], 19, 8, 16, generator=generator) * 8, size=shape[2:], mode="bicubic")
+        maps = smooth + 0.3 * torch.randn(shape, generator=generator)
+        maps -= maps.amax(1, keepdim=True)
+        save_maps(tmp_path / "maps.npz", maps, sizes)
+        back, read_sizes = load_maps(tmp_path / "maps.npz")
+        assert read_sizes == sizes and (tmp_path / "maps.npz").stat().st_size < 3e6
+        assert ((back - maps).abs() <= maps.abs() * 2.0**-16).all()
+        assert (F.softmax(back, 1) - F.softmax(maps, 1)).abs().max() < 1e-4
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "maps.npz").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cut.npz: a damaged map"):
+        load_maps(tmp_path / "cut.npz")
+    with pytest.raises(OSError, match="too little space for the score maps .10 images, at most .* MB each"):
+        check_disk(tmp_path, 10, 10**15)
+
+
+# Thresholds and labels
+
+
+@pytest.mark.parametrize("run", ("conf", "conf_b", "conf_tiny"))
+def test_crst_thresholds_and_labels(run, crst_scores, golden, tmp_path):
+    scores, recorded = crst_scores(tmp_path)
+    portion, _, every, mine_port, _ = recorded[f"{run}_params"]
+    histograms = ConfidenceHistograms(19, int(every))
+    for image in torch.from_numpy(recorded["prob"]).permute(0, 3, 1, 2):
+        histograms.add(image)
+    np.testing.assert_array_equal(histograms.sizes(), recorded[f"{run}_conf_len"])
+    np.testing.assert_array_equal(histograms.pixels, recorded[f"{run}_pred_cls_num"])
+    thresholds = class_thresholds(histograms, portion)
+    np.testing.assert_allclose(thresholds, recorded[f"{run}_cls_thresh"], rtol=2.0**-14)
+    exact = torch.from_numpy(recorded[f"{run}_cls_thresh"])
+    for image, pseudo in zip(torch.from_numpy(recorded["prob"]).permute(0, 3, 1, 2), recorded[f"{run}_pseudo"], strict=True):
+        np.testing.assert_array_equal(to_label_ids(select(image, exact)), pseudo)
+    # The whole way, with maps from the disk: thresholds within 1e-4, labels but for pixels on the threshold.
+    histograms = ConfidenceHistograms(19, int(every))
+    for image in scores:
+        histograms.add(image)
+    thresholds = class_thresholds(histograms, portion)
+    np.testing.assert_allclose(thresholds, recorded[f"{run}_cls_thresh"], atol=1e-4)
+    ours = np.stack([to_label_ids(select(image, thresholds)) for image in scores])
+    assert (ours != recorded[f"{run}_pseudo"]).mean() < 1e-2
+    # Rare classes, by share of the predicted pixels.
+    args = SimpleNamespace(protocol="crst", kc_policy="cb", num_classes=19, mine_thresh=mine_port, mine_id_number=3)
+    train_cbst.record_thresholds(args, portion, histograms, str(tmp_path / "thresholds.json"))
+    report = json.load(open(tmp_path / "thresholds.json"))
+    pixels = recorded[f"{run}_pred_cls_num"]
+    assert sorted(report["rare"]) == sorted(recorded[f"{run}_mine_id"].tolist())
+    assert (np.diff(pixels[report["rare"]]) >= 0).all()
+
+
+def test_lrent_labels(golden):
+    recorded, lrent = golden("crst/thresholds.npz"), golden("crst/thresholds_lrent.npz")
+    thresholds = torch.from_numpy(lrent["cls_thresh"])
+    for i, image in enumerate(torch.from_numpy(recorded["prob"]).permute(0, 3, 1, 2)):
+        assert (to_label_ids(select(image, thresholds, 0.25)) == lrent["pseudo"][i]).mean() > 0.999
+        soft = soft_labels(image, thresholds, 0.25).permute(1, 2, 0)
+        close(soft if i < 2 else soft[::3, ::3], lrent["soft"][i] if i < 2 else lrent["soft_image2_sub"], 1e-4)
+
+
+@pytest.mark.parametrize(
+    "file, run",
+    [
+        ("thresholds", "cb"),
+        ("thresholds", "global"),
+        ("thresholds", "cb_tiny"),
+        ("thresholds_prior", "cb_prior"),
+        ("thresholds_prior", "global_prior"),
+        ("thresholds_synthia16", "cb"),
+    ],
+)
+def test_cbst_thresholds_and_labels(file, run, golden, tmp_path):
+    recorded = golden(f"cbst/{file}.npz")
+    maps = recorded["probmap"] if "probmap" in recorded else golden("cbst/thresholds.npz")["probmap"]
+    if "prior_array" in recorded:
+        maps = recorded["prior_array"] * maps
+    classes = maps.shape[1]
+    histograms = ConfidenceHistograms(classes)
+    for image in torch.from_numpy(maps):
+        histograms.add(image)
+    policy = run.split("_")[0]
+    args = SimpleNamespace(
+        protocol="cbst",
+        kc_policy=policy,
+        num_classes=classes,
+        mine_thresh=float(recorded[f"{run}_mine_thresh"]),
+        mine_id_number=3,
+    )
+    train_cbst.record_thresholds(args, float(recorded[f"{run}_port"]), histograms, str(tmp_path / "thresholds.json"))
+    report = json.load(open(tmp_path / "thresholds.json"))
+    thresholds = torch.tensor(report["thresholds"])
+    expected = recorded[f"{run}_cls_thresh"]
+    np.testing.assert_allclose(thresholds, np.where(expected == 0, 1, expected), rtol=1e-6)
+    if policy == "cb":
+        sizes = recorded[f"{run}_cls_size"]
+        np.testing.assert_array_equal(histograms.sizes() + (histograms.sizes() > 0), sizes)
+        assert report["priority"] == recorded[f"{run}_mine_id_priority"].tolist()
+        assert sorted(sizes[report["rare"]]) == sorted(sizes[recorded[f"{run}_mine_id"]])
+    for image, pseudo in zip(torch.from_numpy(maps), recorded[f"{run}_pseudo"], strict=True):
+        np.testing.assert_array_equal(to_label_ids(select(image, thresholds), classes), pseudo)
+
+
+def test_thresholds_of_many_samples_are_within_1e_4():
+    """Against sorting, for a hundred times more samples than bins could tell apart; memory does not depend on their number."""
+    generator = torch.Generator().manual_seed(1)
+    histograms, samples = ConfidenceHistograms(3, every=1), [[], [], []]
+    memory = histograms.counts.numel()
+    for _ in range(20):
+        scores = F.softmax(torch.randn(3, 300, 400, generator=generator) * 3, dim=0)
+        histograms.add(scores)
+        confidence, predicted = scores.max(0)
+        for c in range(3):
+            samples[c].append(confidence[predicted == c])
+    assert histograms.counts.numel() == memory
+    everything = [torch.cat(values).sort(descending=True).values for values in samples]
+    for portion in (0.03, 0.2, 0.5, 0.9):
+        thresholds = class_thresholds(histograms, portion)
+        for c, values in enumerate(everything):
+            assert abs(thresholds[c] - values[int(len(values) * portion) - 1]) <= 1e-4
+        together = torch.cat(everything).sort(descending=True).values
+        assert abs(global_threshold(histograms, portion)[0] - together[int(len(together) * portion) - 1]) <= 1e-4
+
+
+# Losses
+
+
+@pytest.mark.parametrize("case", ("cbst", "mrkld", "mrkld_src", "mrkld_last_ignored", "soft", "soft_mrkld"))
+def test_losses(case, golden):
+    recorded = golden("crst/losses.npz")
+    logits = torch.from_numpy(noise("crst.losses.pred", (2, 19, 10, 14), 0, 2.0)).requires_grad_()
+    weights, k = torch.from_numpy(recorded[f"{case}_reg_weights"]).float(), float(recorded[f"{case}_mr_weight_kld"])
+    if case.startswith("soft"):
+        loss = soft_loss(logits, torch.from_numpy(recorded["soft"]), weights, k)
+    else:
+        label = recorded["label_last_ignored" if case == "mrkld_last_ignored" else "label"]
+        loss = hard_loss(logits, torch.from_numpy(label), weights, k)
+    loss.backward()
+    close(loss.detach(), recorded[f"{case}_loss"])
+    close(logits.grad, recorded[f"{case}_grad"])
+
+
+def test_a_batch_without_labels_is_harmless():
+    """The originals divide 0 by 0 there and destroy the network."""
+    logits = torch.randn(1, 19, 4, 4, requires_grad=True)
+    hard_loss(logits, torch.full((1, 4, 4), 255), torch.tensor([0.1]), 0.1).backward()
+    assert not logits.grad.any()
+
+
+# Crops
+
+
+class Script:
+    """Recorded draws, whatever is asked for."""
+
+    def __init__(self, draws):
+        self.values = [int(value) if name in ("randint", "choice") else value for name, _, value in draws]
+
+    def random(self):
+        return self.values.pop(0)
+
+    def uniform(self, low, high):
+        return self.values.pop(0)
+
+    def randint(self, low, high):
+        value = self.values.pop(0)
+        assert low <= value <= high
+        return value
+
+
+def levels(image, recorded):
+    """Differences in grey levels between our uint8 image and a recorded normalised one."""
+    return (image.float() - (torch.from_numpy(recorded) * STD + MEAN) * 255).abs().numpy()
+
+
+def crst_records(kind):
+    records = json.load(open(GOLDEN / "crst/loaders.json"))["records"]
+    return [record for record in records if record["set"] == kind]
+
+
+@pytest.mark.parametrize("kind", ("src", "mine"))
+def test_crst_crops(kind, golden):
+    recorded = golden("crst/loaders.npz")
+    table = label_table("cityscapes")
+    records = crst_records(kind)
+    crop = ScaledCrop((56, 40), (0.5, 1.5), True, (16, 12, 18) if kind == "mine" else (), 0.8)
+    assert len(records) in (6, 12)
+    for i, record in enumerate(records):
+        name = "src" if kind == "src" else "tgt"
+        image = torch.from_numpy(recorded[f"{name}_image{record['image']}"]).permute(2, 0, 1)
+        label = torch.from_numpy(table[recorded[f"{name}_label{record['image']}"]])
+        rng = Script(record["draws"])
+        cut, cut_label = crop(image, label, rng, None)
+        assert not rng.values
+        np.testing.assert_array_equal(cut_label, recorded[f"{kind}_label"][i])
+        if i < len(recorded[f"{kind}_image"]):
+            difference = levels(cut, recorded[f"{kind}_image"][i])
+            assert difference.max() <= 1.5 and (difference > 0.6).mean() < 0.01
+
+
+@pytest.mark.parametrize("kind", ("softsrc", "softmine"))
+def test_crst_soft_crops(kind, golden):
+    recorded, images = golden("crst/loaders_soft.npz"), golden("crst/loaders.npz")
+    table = label_table("cityscapes")
+    name = "src" if kind == "softsrc" else "tgt"
+    records = crst_records(kind)
+    assert len(records) == len(recorded[f"{kind}_label"])
+    for i, record in enumerate(records):
+        label = torch.from_numpy(table[images[f"{name}_label{record['image']}"]])
+        crop = ScaledCrop((56, 40), (0.5, 1.5), True, (16, 12, 18) if kind == "softmine" else (), 0.8)
+        window, cut_label = crop.choose(label, Script(record["draws"]))
+        if kind == "softsrc":
+            soft = one_hot(cut_label, 19)
+        else:
+            quarter = recorded[f"tgt_soft{record['image']}_quarter"]
+            whole = torch.from_numpy(quarter.repeat(4, 0).repeat(4, 1)[:64, :128]).permute(2, 0, 1).contiguous()
+            soft = crop.cut_soft(whole, cut_label, window)
+        close(soft, recorded[f"{kind}_label"][i], 1e-4)
+
+
+def test_crst_images_to_label(golden):
+    recorded, images = golden("crst/loaders_test.npz"), golden("crst/loaders.npz")
+    for key in recorded:
+        if "_image" in key:
+            scale, index = key.removeprefix("scale").split("_image")
+            image = torch.from_numpy(images[f"tgt_image{index}"]).permute(2, 0, 1)
+            scaled, _ = ScaleImage(float(scale))(image, None, None, None)
+            difference = levels(scaled, recorded[key])
+            assert difference.max() <= 1.5 and (difference > 0.6).mean() < 0.01
+
+
+def test_cbst_crops(golden):
+    settings = json.load(open(GOLDEN / "cbst/sampling.json"))
+    recorded, more = golden("cbst/sampling.npz"), golden("cbst/sampling_more.npz")
+    data = np.concatenate([recorded["data"], more["data"]])
+    table = label_table("cityscapes")
+    for i, (_, draws) in enumerate(settings["draws"]):
+        kind = "tgt" if recorded["rec_is_target"][i] else "src"
+        image = torch.from_numpy(recorded[f"{kind}_image{recorded['rec_image'][i]}"]).permute(2, 0, 1)
+        label = torch.from_numpy(table[recorded[f"{kind}_label{recorded['rec_image'][i]}"]])
+        crop = CanvasCrop(
+            settings["network_crop"], settings["scale_rate_range"], settings[f"origin_size_{kind}"],
+            max(settings[f"max_shape_{kind}"]), settings["mine_id_priority"], settings["mine_id"], settings["mine_port"],
+        )  # fmt: skip
+        rng = Script([(name, None, value[0]) for name, _, value in draws])
+        cut, cut_label = crop(image, label, rng, None)
+        assert not rng.values
+        np.testing.assert_array_equal(cut_label.flatten(), recorded["label"][i])
+        assert levels(cut, data[i]).max() < 0.01, i
+
+
+def test_source_subsets(golden):
+    crst, cbst = golden("crst/source_subset.npz"), golden("cbst/source_subset.npz")
+    for seed, total, portion, expected in (
+        (4, 19984, 0.03, crst["round0_seed4_sel"]),
+        (5, 19984, 0.0325, crst["round1_seed5_sel"]),
+        (0, 24966, 0.03, cbst["sel_seed0_n748"]),
+        (0, 24966, 0.0325, cbst["sel_seed0_n811"]),
+    ):
+        np.testing.assert_array_equal(train_cbst.source_subset(total, {"seed": seed, "source": portion}), expected)
+
+
+def test_crst_schedule():
+    expected = json.load(open(GOLDEN / "crst/schedule.json"))
+    for ours, theirs in zip(schedule(get_arguments([])), expected, strict=True):
+        assert (ours["seed"], ours["learning_rate"]) == (theirs["seed"], 5e-5)
+        assert ours["target"] == pytest.approx(theirs["tgt_portion"]) and ours["source"] == pytest.approx(theirs["src_portion"])
+        assert int(19984 * ours["source"]) == theirs["src_num_sel"]
+
+
+@pytest.mark.parametrize("case, flags", [("gta_readme", ""), ("synthia_readme", "--init-tgt-port 0.2 --init-src-port 0.02")])
+def test_cbst_schedule(case, flags):
+    expected = json.load(open(GOLDEN / "cbst/schedule.json"))[case]
+    ours = schedule(get_arguments(["--model", "ResNet38", "--num-round", "6", *flags.split()]))
+    for mine, theirs in zip(ours, expected, strict=True):
+        assert (mine["target"], mine["source"], mine["seed"]) == (theirs["tgt_port"], theirs["src_port"], theirs["seed"])
+        assert mine["learning_rate"] == pytest.approx(theirs["lr"], rel=1e-10)
+
+
+# Networks and steps
+
+
+def test_crst_network(golden):
+    recorded = golden("crst/models.npz")
+    network = filled(build_model("DeeplabRes", batch_norm="frozen")).eval()
+    keys = json.load(open(GOLDEN / "crst/keys.json"))["state_dict"]
+    assert {k: list(v.shape) for k, v in network.state_dict().items() if not k.endswith("tracked")} == keys
+    for i, shape in enumerate(((1, 3, 256, 320), (2, 3, 57, 81))):
+        with torch.no_grad():
+            logits = network(torch.from_numpy(noise(f"crst.models.input{i}", shape, 0, 1.0)))[-1]
+        close(logits, recorded[f"logits{i}"], 1e-4)
+
+
+@pytest.mark.parametrize("updates, suffix", [("published", ""), ("clean", "_each_parameter_once")])
+@pytest.mark.parametrize("case", ("cbst", "mrkld", "lrent"))
+def test_four_steps_match_crst(case, updates, suffix, golden):
+    recorded = golden(f"crst/trajectory_{case}.npz")
+    network = filled(build_model("DeeplabRes", batch_norm="frozen")).train()
+    optimizer = segmentation_optimizer(network.parameter_groups(), updates, float(recorded["lr"]), 0.9, 5e-4)
+    weights, k = torch.from_numpy(recorded["reg_weights"]).float(), float(recorded["mr_weight_kld"])
+    start = {name: value.clone() for name, value in network.state_dict().items()}
+    for step in range(4):
+        image = torch.from_numpy(noise(f"crst.trajectory.input{step}", (2, 3, 64, 96), 0, 1.0))
+        np.testing.assert_allclose(image[:, :, 0, :4], recorded["input_check"][step], rtol=1e-6)
+        optimizer.zero_grad()
+        logits = upsample(network(image)[-1], (64, 96))
+        if case == "lrent":
+            soft = torch.from_numpy(recorded["soft_eighth"][step]).repeat_interleave(8, 2).repeat_interleave(8, 3)
+            loss = soft_loss(logits, soft, weights, k)
+        else:
+            label = torch.from_numpy(recorded["label_eighth"][step]).repeat_interleave(8, 1).repeat_interleave(8, 2)
+            loss = hard_loss(logits, label, weights, k)
+        loss.backward()
+        optimizer.step()
+        assert loss.item() == pytest.approx(recorded[f"loss{suffix}"][step], rel=1e-4), step
+        end = network.state_dict()
+        for name, initial, after in zip(
+            recorded["param_names"], recorded["param_init"], recorded[f"param_after{suffix}"][step], strict=True
+        ):
+            moved = (end[name] - start[name]).flatten()[:8].double().numpy()
+            expected = (after - initial)[2:][: len(moved)]
+            np.testing.assert_allclose(moved, expected, rtol=2e-2, atol=2e-2 * np.abs(expected).max() + 1e-7, err_msg=name)
+
+
+def test_four_steps_match_mxnet(golden):
+    recorded = golden("cbst/trajectory_sgd.npz")
+    network = build_model("ResNet38")
+    fill_keys = json.load(open(GOLDEN / "cbst/keys.json"))
+    values = fill({fill_key(name, fill_keys): tuple(shape) for name, shape in fill_keys["params_19"].items()}, 0)
+    arrays = {name: values[fill_key(name, fill_keys)] for name in fill_keys["params_19"]}
+    network.load_state_dict(from_mxnet(arrays), strict=False)
+    network.train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    optimizer = segmentation_optimizer(network.parameter_groups(), "clean", 0.01, 0.9, 5e-4)
+    for step in range(4):
+        image = torch.from_numpy(noise(f"cbst.trajectory.input{step}", (2, 3, 64, 64), 0, 1.0))
+        optimizer.zero_grad()
+        loss = hard_loss(network(image)[-1], torch.from_numpy(recorded["label"][step]), torch.zeros(2), 0.0)
+        loss.backward()
+        optimizer.step()
+        assert loss.item() == pytest.approx(recorded["loss_mean"][step], rel=2e-4)
+        end = to_mxnet(network.state_dict())
+        by_plain = {name.split(":")[1]: value for name, value in end.items()}
+        for name, initial, after in zip(
+            recorded["param_names"], recorded["param_init"], recorded["param_after"][step], strict=True
+        ):
+            value = by_plain[name.split(":")[-1]].ravel().astype(np.float64)
+            moved = value[:8] - initial[2 : 2 + len(value[:8])]
+            expected = (after - initial)[2 : 2 + len(value[:8])]
+            np.testing.assert_allclose(moved, expected, rtol=2e-2, atol=2e-2 * np.abs(expected).max() + 1e-6, err_msg=name)
+
+
+def fill_key(name, keys):
+    plain = name.split(":")[1]
+    return keys["fill_key_19"].get(plain, plain)
+
+
+def test_crst_evaluation(golden):
+    """Single scale and the statistics of the confusion matrix; the three-scale protocol belongs to the evaluator."""
+    recorded = golden("crst/thresholds.npz")
+    loader = [
+        {
+            "image": torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+            "label": torch.from_numpy(label_table("cityscapes")[gt])[None],
+            "path": [""],
+        }
+        for gt in recorded["gt_labelid"]
+    ]
+
+    class Fixed(torch.nn.Module):
+        default_heads = "last"
+
+        def __init__(self):
+            super().__init__()
+            self.predictions = list(recorded["pred"])
+
+        def forward(self, images):
+            return [F.one_hot(torch.from_numpy(self.predictions.pop(0)).long(), 19).permute(2, 0, 1)[None].float()]
+
+    matrix = evaluate(Fixed(), loader, 19, torch.device("cpu")).matrix
+    np.testing.assert_array_equal(matrix, recorded["score_hist"])
+
+
+# Whole runs
+
+
+def train(mini_data, directory, *more, model="MiniResNet18"):
+    flags = ["--data-dir", f"{mini_data}/GTA5", "--data-dir-target", f"{mini_data}/Cityscapes", "--model", model]
+    flags += [
+        "--restore-from",
+        "none",
+        "--device",
+        "cpu",
+        "--num-workers",
+        "0",
+        "--input-size",
+        "64,32",
+        "--init-src-port",
+        "0.5",
+    ]
+    flags += ["--num-rounds", "3", "--epochs-per-round", "1", "--snapshot-dir", str(directory), *more]
+    train_cbst.main(get_arguments(flags))
+
+
+@pytest.mark.parametrize("more", [(), ("--lr-weight-ent", "0.25", "--mr-weight-kld", "0.1"), ("--kc-policy", "global")])
+def test_rounds_continue_after_an_interruption(more, mini_data, tmp_path, monkeypatch):
+    train(mini_data, tmp_path / "whole", *more)
+    # Broken off while the second round's labels are written, then inside its training.
+    real_save, saved = train_cbst.save_colours, []
+
+    def broken_save(*arguments):
+        saved.append(arguments[0])
+        if len(saved) == 8:
+            raise KeyboardInterrupt
+        real_save(*arguments)
+
+    monkeypatch.setattr(train_cbst, "save_colours", broken_save)
+    with pytest.raises(KeyboardInterrupt):
+        train(mini_data, tmp_path / "parts", *more)
+    update, steps = train_cbst.Run.update, []
+
+    def broken_update(self, *optimizers):
+        steps.append(1)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        update(self, *optimizers)
+
+    monkeypatch.setattr(train_cbst.Run, "update", broken_update)
+    with pytest.raises(KeyboardInterrupt):
+        train(mini_data, tmp_path / "parts", "--resume", "--save-state-every", "1", *more)
+    train(mini_data, tmp_path / "parts", "--resume", "--save-state-every", "1", *more)
+    assert len(saved) == 8 + 3  # the missing three only
+    for r in range(2):
+        name = f"round{r}/gta52cityscapes_round{r}_epoch1.pth"
+        whole, parts = (torch.load(tmp_path / folder / name, weights_only=True) for folder in ("whole", "parts"))
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+        labels = sorted((tmp_path / "whole" / f"round{r}" / "pseudo_labels").glob("*.png"))
+        assert len(labels) == 5
+        for path in labels:
+            with Image.open(path) as ours, Image.open(tmp_path / "parts" / f"round{r}" / "pseudo_labels" / path.name) as other:
+                assert np.array_equal(np.array(ours), np.array(other)) and set(np.unique(ours)) <= {*range(19), 255}
+        assert not (tmp_path / "whole" / f"round{r}" / "maps").exists()
+    assert load_model(tmp_path / "whole/round1/gta52cityscapes_round1_epoch1.pth").settings["name"] == "MiniResNet18"
+    with pytest.raises(StateError, match="holds files already"):
+        train(mini_data, tmp_path / "whole", *more)
+
+
+def test_the_portion_of_labels_is_as_asked(mini_data, tmp_path):
+    train(mini_data, tmp_path, "--num-rounds", "2", "--init-tgt-port", "0.3")
+    report = json.load(open(tmp_path / "round0/thresholds.json"))
+    kept = np.zeros(19)
+    for path in (tmp_path / "round0/pseudo_labels").glob("*.png"):
+        kept += np.bincount(np.array(Image.open(path)).ravel(), minlength=256)[:19]
+    predicted = np.array(report["pixels_predicted"])
+    common = predicted > 2000
+    assert common.any()
+    # Each class keeps its portion of the pixels predicted as it; others may join where p_c / t_c is the largest.
+    assert (kept[common] / predicted[common] > 0.2).all() and kept.sum() / predicted.sum() < 0.75
+
+
+def test_published_commands_of_the_mxnet_driver():
+    command = (
+        "--num-round 5 --test-scales 1850 --scale-rate-range 0.7,1.3 --dataset gta --dataset-tgt cityscapes --split train "
+        "--split-tgt val --data-root A --data-root-tgt B --output C --model cityscapes_rna-a1_cls19_s8 --weights W "
+        "--batch-images 2 --crop-size 500 --origin-size-tgt 2048 --init-tgt-port 0.15 --init-src-port 0.03 --seed-int 0 "
+        "--mine-port 0.8 --mine-id-number 3 --mine-thresh 0.001 --base-lr 1e-4 --to-epoch 2 --source-sample-policy cumulative "
+        "--self-training-script X --kc-policy cb --prefetch-threads 2 --gpus 0 --with-prior True"
+    )
+    args = get_arguments(command.split())
+    assert (args.protocol, args.model, args.num_classes, args.source) == ("cbst", "ResNet38", 19, "gta5")
+    assert (args.data_dir, args.data_dir_target, args.snapshot_dir, args.restore_from) == ("A", "B", "C", "W")
+    assert (args.batch_size, args.learning_rate, args.with_prior, args.num_workers) == (2, 1e-4, True, 2)
+    with pytest.raises(ValueError, match="belongs to --protocol crst"):
+        get_arguments(["--model", "ResNet38", "--lr-weight-ent", "0.25"])

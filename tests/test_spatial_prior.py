@@ -1,0 +1,87 @@
+"""The spatial prior: counted, smoothed, written, read, drawn."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from dataset import build_dataset, label_table
+from dataset.lists import Record
+from dataset.segmentation import SegmentationDataset
+from dataset.spatial_prior import PriorError, compute_prior, load_prior, save_prior
+from scripts import spatial_prior
+
+
+def test_a_known_prior(tmp_path):
+    """Road (7) on the right half of one of two images, sky (23) everywhere else."""
+    first, second = np.full((4, 8), 23, np.uint8), np.full((4, 8), 23, np.uint8)
+    first[:, 4:] = 7
+    for name, label in (("a", first), ("b", second)):
+        Image.fromarray(label).save(tmp_path / f"{name}.png")
+    records = [Record("-", str(tmp_path / f"{name}.png"), name) for name in "ab"]
+    dataset = SegmentationDataset(records, label_table("gta5"))
+    prior = compute_prior(dataset, 19, (8, 4), sigma=0, progress=False)
+    np.testing.assert_allclose(prior[0], np.repeat([[0, 0, 0, 0, 2, 2, 2, 2]], 4, 0))
+    np.testing.assert_allclose(prior[10], np.repeat([[2, 2, 2, 2, 1, 1, 1, 1]], 4, 0) / 1.5)
+    assert (prior[1] == 1).all()  # no image has pavement: no opinion
+    smooth = compute_prior(dataset, 19, (8, 4), sigma=2, progress=False)
+    np.testing.assert_allclose(smooth.mean((1, 2)), 1, rtol=1e-5)
+    assert 0 < smooth[0, 0, 2] < smooth[0, 0, 5] and (compute_prior(dataset, 19, (8, 4), progress=False) >= 0).all()
+
+
+@pytest.fixture
+def prior():
+    values = np.random.default_rng(0).random((19, 8, 16)).astype(np.float32)
+    return values / values.mean()
+
+
+@pytest.mark.parametrize("ending", (".mat", ".npz"))
+def test_round_trip(ending, prior, tmp_path):
+    path = str(tmp_path / f"prior{ending}")
+    save_prior(path, prior)
+    np.testing.assert_allclose(load_prior(path, 19, (16, 8)), prior, rtol=1e-5)
+    assert load_prior(path, 19, (32, 16)).shape == (19, 16, 32)
+    assert [entry.name for entry in tmp_path.iterdir()] == [f"prior{ending}"]
+
+
+def test_the_authors_scale_and_negatives_do_not_matter(prior, tmp_path):
+    savemat(tmp_path / "a.mat", {"prior_array": prior.astype(np.float64) * 1e-6})
+    np.testing.assert_allclose(load_prior(str(tmp_path / "a.mat"), 19, (16, 8)), prior, rtol=1e-4)
+    prior[0, 0, 0] = -1e-3
+    savemat(tmp_path / "b.mat", {"prior_array": prior})
+    assert load_prior(str(tmp_path / "b.mat"), 19, (16, 8)).min() == 0
+
+
+def test_bad_files(prior, tmp_path):
+    def path(name):
+        return str(tmp_path / name)
+
+    save_prior(path("good.npz"), prior)
+    np.savez(path("other.npz"), something=prior)
+    savemat(path("nan.mat"), {"prior_array": prior * np.nan})
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:100])
+    (tmp_path / "text.mat").write_text("hello")
+    for name, classes, message in (
+        ("absent.mat", 19, "no such file; scripts/spatial_prior.py makes one"),
+        ("good.npz", 16, r"has shape \(19, 8, 16\), not \(16"),
+        ("other.npz", 19, "holds no variable prior_array"),
+        ("nan.mat", 19, "not finite"),
+        ("cut.npz", 19, "cannot be read as a prior"),
+        ("text.mat", 19, "cannot be read as a prior"),
+    ):
+        with pytest.raises(PriorError, match=f"{name}: .*{message}"):
+            load_prior(path(name), classes, (16, 8))
+    with pytest.raises(PriorError, match="written as .mat or .npz"):
+        save_prior(path("prior.png"), prior)
+
+
+def test_script(mini_data, tmp_path, capsys):
+    output, picture = tmp_path / "prior.mat", tmp_path / "prior.png"
+    flags = ["--data-dir", f"{mini_data}/GTA5", "--size", "96,48", "--output", str(output), "--draw", str(picture)]
+    spatial_prior.main(spatial_prior.get_arguments([*flags, "--workers", "2"]))
+    dataset = build_dataset("gta5", f"{mini_data}/GTA5", "all", None, 19)
+    alone = compute_prior(dataset, 19, (96, 48), workers=1, progress=False)
+    np.testing.assert_allclose(load_prior(str(output), 19, (96, 48)), alone, rtol=1e-4, atol=1e-6)
+    with Image.open(picture) as drawn:
+        assert drawn.size == (5 * (96 + 4) - 4, 4 * (48 + 16)) and len(np.unique(np.array(drawn))) > 50
+    assert "written to" in capsys.readouterr().out

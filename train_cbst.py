@@ -1,0 +1,492 @@
+"""CBST: Domain Adaptation for Semantic Segmentation via Class-Balanced Self-Training (Zou et al., ECCV 2018, 1810.07911), and
+its confidence-regularised successors MRKLD and LRENT (CRST, ICCV 2019, 1908.09822).
+
+In rounds: label the target with the network's own confident predictions, then train on them and on a little of the source.
+With p_c the probability of class c at a pixel (times the spatial prior with --with-prior, CBST-SP):
+
+    pseudo-label   argmax_c p_c / t_c where that is at least 1, ignored elsewhere         section 3.2, equation 9
+    t_c            the confidence that a portion of the pixels predicted as c reach (--kc-policy cb), or all alike (global: ST)
+    LRENT          soft labels s_c ~ (p_c / t_c)^(1/alpha), kept where sum_c (p_c / t_c)^(1/alpha) > 1
+    loss           CE + MRKLD's k * w * mean_c(-log p_c) on the pixels of the target, w = k
+
+Each round the portions of target and source grow. Two protocols: `crst`, the authors' PyTorch code (DeepLab v2), and `cbst`,
+the original MXNet code (ResNet-38: labels at stride 8, crops on a canvas, bicubic score maps).
+
+    CBST   python train_cbst.py --restore-from src_model.pth --snapshot-dir ./snapshots/cbst
+    MRKLD  ... --mr-weight-kld 0.1       LRENT  ... --lr-weight-ent 0.25
+    2018   python train_cbst.py --model ResNet38 --restore-from gta_rna-a1_cls19_s8_ep-0000.params [--with-prior]
+    --resume goes on after an interruption, in any round: labels that are there stay, training continues exactly.
+"""
+
+import copy
+import json
+import math
+import os
+import shutil
+from functools import partial
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from dataset import class_names, label_table, sequential_loader
+from dataset.classes import identity_table
+from dataset.lists import Record
+from dataset.reading import image_size
+from dataset.self_training import CanvasCrop, FitLongerSide, PseudoLabelled, ScaledCrop, ScaleImage, SourceAndTarget, relabelled
+from dataset.spatial_prior import load_prior
+from model import build_model, upsample
+from utils import distributed
+from utils.arguments import (
+    Parser,
+    add_network_flags,
+    add_optimization_flags,
+    add_source_flags,
+    add_target_flags,
+    numbers,
+    set_source_defaults,
+    set_target_defaults,
+    truth,
+)
+from utils.device import prepare, set_up
+from utils.evaluation import evaluate
+from utils.loaders import endless, source_dataset, target_dataset, target_val_loader
+from utils.losses import cross_entropy, mean_over_labelled
+from utils.optimizers import poly, segmentation_optimizer, set_learning_rate
+from utils.pictures import prediction_panel, save_colours
+from utils.pseudo_labels import (
+    CoarseProbabilities,
+    ConfidenceHistograms,
+    FullSizeLogits,
+    bytes_of,
+    check_disk,
+    class_thresholds,
+    global_threshold,
+    load_maps,
+    save_maps,
+    select,
+    soft_labels,
+)
+from utils.run import Run
+from utils.start import exit_with_message, restore
+from utils.state import claim_directory, seed_everything, write_json
+
+# What the published runs of each code base use.
+PROTOCOLS = {
+    "crst": {
+        "learning_rate": 5e-5, "power": 0.0, "num_rounds": 4, "init_tgt_port": 0.2, "init_src_port": 0.03, "random_seed": 3,
+        "source_sample_policy": "random", "input_size": (1024, 512), "scale_rate_range": (0.5, 1.5), "batch_norm": "frozen",
+    },
+    "cbst": {
+        "learning_rate": 1e-4, "power": 0.0, "num_rounds": 6, "init_tgt_port": 0.15, "init_src_port": 0.03, "random_seed": 0,
+        "source_sample_policy": "cumulative", "input_size": (504, 504), "scale_rate_range": (0.7, 1.3),
+        "batch_norm": "frozen-statistics",
+    },
+}  # fmt: skip
+# The largest image of each data set, which the MXNet code relates its scales to.
+MAX_SIDE = {"gta5": 2048, "cityscapes": 2048, "synthia": 1280, "crosscity": 2048}
+SUBSAMPLING = 4
+
+
+def get_arguments(arguments=None):
+    parser = Parser(__doc__)
+    add_source_flags(parser, aliases=("--dataset", "--data-src"))
+    add_target_flags(parser, aliases=("--dataset-tgt",))
+    add_network_flags(parser, model="DeeplabRes")
+    add_optimization_flags(parser, None, None, save_pred_every=100000)
+    group = parser.add_argument_group("CBST")
+    group.add_argument("--protocol", choices=PROTOCOLS, help="whose details to follow (default: cbst for ResNet38, else crst)")
+    group.add_argument(
+        "--num-rounds", "--num-round", type=int, metavar="N", help="crst: the last only evaluates (default 4; cbst 6)"
+    )
+    group.add_argument("--epochs-per-round", "--epr", type=int, default=2, metavar="N", help="epochs of training in a round")
+    group.add_argument("--kc-policy", choices=("cb", "global"), default="cb", help="thresholds per class, or one (ST)")
+    group.add_argument(
+        "--init-tgt-port", type=float, metavar="P", help="portion of target pixels at first (default 0.2; cbst 0.15)"
+    )
+    group.add_argument("--max-tgt-port", type=float, default=0.5, metavar="P", help="and at most")
+    group.add_argument("--tgt-port-step", "--step-tgt-port", type=float, default=0.05, metavar="P", help="what a round adds")
+    group.add_argument("--init-src-port", type=float, metavar="P", help="portion of source images at first (default 0.03)")
+    group.add_argument("--max-src-port", type=float, default=0.06, metavar="P", help="and at most")
+    group.add_argument("--src-port-step", "--step-src-port", type=float, default=0.0025, metavar="P", help="what a round adds")
+    group.add_argument("--source-sample-policy", "--src-sampling-policy", choices=("random", "cumulative", "r", "c"),
+                       help="source images of a round: new, or earlier ones and more (random; cbst cumulative)")  # fmt: skip
+    group.add_argument(
+        "--with-prior", nargs="?", const=True, default=False, type=truth, metavar="BOOL", help="CBST-SP: multiply by --prior"
+    )
+    group.add_argument(
+        "--prior", metavar="FILE", help="spatial prior (default prior_array.mat or spatial_prior_C.mat in the source's root)"
+    )
+    group.add_argument(
+        "--mine-port", "--mine-chance", type=float, default=0.8, metavar="P", help="chance of a crop around a rare class"
+    )
+    group.add_argument("--mine-thresh", type=float, default=0.001, metavar="P", help="classes with a smaller share are rare")
+    group.add_argument(
+        "--mine-id-number", type=int, default=3, metavar="N", help="cbst: the rarest so many if no rarer one is there"
+    )
+    group.add_argument(
+        "--mr-weight-kld", type=float, default=0.0, metavar="K", help="MRKLD: weight on the target (published 0.1)"
+    )
+    group.add_argument("--mr-weight-src", type=float, default=0.0, metavar="K", help="the same on the source")
+    group.add_argument("--lr-weight-ent", type=float, default=0.0, metavar="ALPHA", help="LRENT: alpha (published 0.25)")
+    group.add_argument(
+        "--random-mirror",
+        type=truth,
+        nargs="?",
+        const=True,
+        default=True,
+        metavar="BOOL",
+        help="crst: mirror half of the crops",
+    )
+    group.add_argument(
+        "--random-scale", type=truth, nargs="?", const=True, default=True, metavar="BOOL", help="crst: scale images"
+    )
+    group.add_argument(
+        "--scale-rate-range", "--train-scale-src", type=numbers, metavar="LOW,HIGH", help="(default 0.5,1.5; cbst 0.7,1.3)"
+    )
+    group.add_argument(
+        "--eval-scale", type=float, default=0.9, metavar="F", help="crst: images are scaled by this to be labelled"
+    )
+    group.add_argument("--test-scales", type=int, default=1850, metavar="N", help="cbst: longer side of images to be labelled")
+    group.add_argument(
+        "--origin-size", type=int, metavar="N", help="cbst: longer side of source images (default: of the data set)"
+    )
+    group.add_argument("--origin-size-tgt", type=int, default=2048, metavar="N", help="cbst: longer side of target images")
+    group.add_argument(
+        "--test-flipping", type=truth, nargs="?", const=True, default=True, metavar="BOOL", help="average with the mirror image"
+    )
+    parser.also("--data-dir", "--data-root", "--data-src-dir")
+    parser.also("--data-dir-target", "--data-root-tgt", "--data-tgt-dir")
+    parser.also("--data-list", "--data-src-list")
+    parser.also("--data-list-target", "--data-tgt-train-list")
+    parser.also("--restore-from", "--weights")
+    parser.also("--snapshot-dir", "--output", "--save")
+    parser.also("--batch-size", "--batch-images")
+    parser.also("--learning-rate", "--base-lr")
+    parser.also("--random-seed", "--seed-int", "--randseed")
+    parser.also("--num-workers", "--prefetch-threads")
+    parser.also("--gpu", "--gpus")
+    parser.accept_without_effect("--rm-prob", "--debug", "--is-training", "--eval-training", "--pin-memory")
+    parser.accept_without_effect("--to-epoch", "--split-tgt", "--self-training-script", "--log-file", "--rare-cls-num",
+                                 "--kc-value", "--ignore-label", takes_value=True)  # fmt: skip
+    parser.set_defaults(batch_size=2, **dict.fromkeys(PROTOCOLS["crst"]))
+    return with_published_defaults(parser.parse_args(arguments))
+
+
+def with_published_defaults(args):
+    """What is not given gets its published value, by protocol and source."""
+    if "_rna-a1_cls" in args.model:  # MXNet's names say everything: cityscapes_rna-a1_cls19_s8
+        args.num_classes, args.model = int(args.model.split("_cls")[1].split("_")[0]), "ResNet38"
+    args.protocol = args.protocol or ("cbst" if args.model.lower() == "resnet38" else "crst")
+    for key, value in PROTOCOLS[args.protocol].items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
+    args.source_sample_policy = {"r": "random", "c": "cumulative"}.get(args.source_sample_policy, args.source_sample_policy)
+    args.origin_size = args.origin_size or MAX_SIDE[args.source]
+    args.input_size_target = args.input_size_target or (2048, 1024)
+    if args.lr_weight_ent and args.protocol == "cbst":
+        raise ValueError("--lr-weight-ent belongs to --protocol crst")
+    return set_target_defaults(set_source_defaults(args))
+
+
+def hard_loss(logits, label, weights, k):
+    """CE of pseudo-labels plus MRKLD's regulariser: `k` times the mean of w * mean_c(-log p_c) over the pixels with w > 0.
+
+    Args:
+        logits: (N,C,H,W).
+        label: (N,H,W) train ids, 255 for ignored.
+        weights: (N) w of each image. The original sets it to k on the target, so that the regulariser counts k squared.
+    """
+    return cross_entropy(logits, label) + _regulariser(logits, label != 255, weights, k)
+
+
+def soft_loss(logits, soft, weights, k):
+    """The same for LRENT's soft labels (N,C,H,W), all 0 where ignored: cross-entropy is the sum over classes of -s log p."""
+    labelled = soft.sum(1) != 0
+    pixels = -(soft * F.log_softmax(logits.float(), dim=1)).sum(1)
+    return mean_over_labelled(pixels, labelled) + _regulariser(logits, labelled, weights, k)
+
+
+def _regulariser(logits, labelled, weights, k):
+    if not k:
+        return 0.0
+    pixels = -F.log_softmax(logits.float(), dim=1).mean(1) * weights[:, None, None]
+    return k * mean_over_labelled(pixels, labelled & (weights != 0)[:, None, None])
+
+
+def schedule(args):
+    """The rounds: target portion, source portion, learning rate and seed of the source images of each."""
+    rounds, cbst = [], args.protocol == "cbst"
+    target, source = args.init_tgt_port, args.init_src_port
+    for r in range(args.num_rounds if cbst else args.num_rounds - 1):
+        seed = args.random_seed
+        if args.source_sample_policy == "random":
+            seed = r if cbst else args.random_seed + 1 + r
+        rounds.append({"target": target, "source": source, "seed": seed,
+                       "learning_rate": args.learning_rate / math.sqrt(2) ** r if cbst else args.learning_rate})  # fmt: skip
+        target = _next_portion(target, args.tgt_port_step, args.max_tgt_port, cbst)
+        source = _next_portion(source, args.src_port_step, args.max_src_port, cbst)
+    return rounds
+
+
+def _next_portion(portion, step, most, cbst):
+    # MXNet's driver looks at the maximum before it adds, so it may go beyond by less than a step.
+    if cbst:
+        return float(f"{portion + step:.12g}") if portion < most else portion
+    return max(portion, min(portion + step, most))
+
+
+def main(args):
+    device = set_up(args)
+    claim_directory(args.snapshot_dir, {"restore_from": args.restore_from, "model": args.model}, args.resume)
+    for r, portions in enumerate(schedule(args)):
+        seed_everything(args.random_seed + r)  # a round is the same whether the ones before it ran or were finished
+        settings = round_settings(args, r, portions)
+        if os.path.exists(os.path.join(settings.snapshot_dir, "finished.json")):
+            continue
+        if distributed.is_main():
+            os.makedirs(settings.snapshot_dir, exist_ok=True)
+            print(
+                f"\nround {r}: {portions['target']:.0%} of the target's pixels, {portions['source']:.2%} of the source's images"
+            )
+        distributed.wait_for_all()
+        network = build_network(settings, r, device)
+        rare = label_target(settings, portions["target"], network, device)
+        last = retrain(settings, portions, rare, network, device)
+        if distributed.is_main():
+            shutil.rmtree(os.path.join(settings.snapshot_dir, "maps"), ignore_errors=True)
+            write_json({"weights": last}, os.path.join(settings.snapshot_dir, "finished.json"))
+        distributed.wait_for_all()
+
+
+def round_settings(args, r, portions):
+    """The flags of one round: its directory, its learning rate and the weights that the round before left."""
+    settings = copy.copy(args)
+    if r > 0:
+        with open(os.path.join(args.snapshot_dir, f"round{r - 1}", "finished.json")) as file:
+            settings.restore_from = os.path.join(args.snapshot_dir, json.load(file)["weights"])
+    settings.snapshot_dir = os.path.join(args.snapshot_dir, f"round{r}")
+    settings.learning_rate = portions["learning_rate"]
+    settings.resume = args.resume and os.path.exists(os.path.join(settings.snapshot_dir, "state.pth"))
+    return settings
+
+
+def build_network(args, r, device):
+    heads = {} if args.protocol == "cbst" else {"heads": "single", "aspp_branches": args.aspp_branches or 4}
+    network = build_model(args.model, args.num_classes, batch_norm=args.batch_norm, **heads)
+    restore(network, args.restore_from, usual="gta_rna-a1_cls19_s8_ep-0000.params" if heads == {} else "src_model.pth")
+    return prepare(network, args, device)
+
+
+# Labelling the target
+
+
+@torch.inference_mode()
+def label_target(args, portion, network, device):
+    """Pseudo-labels of all target images, as `pseudo_labels/<name>.png` in the round's directory; what is there stays.
+
+    Returns the ids of rare classes: {"rare": [...], "priority": [...]}.
+    """
+    network.eval()
+    crst = args.protocol == "crst"
+    predictor = FullSizeLogits(args.test_flipping) if crst else CoarseProbabilities(args.test_flipping)
+    dataset = target_dataset(args, ScaleImage(args.eval_scale) if crst else FitLongerSide(args.test_scales))
+    mine = dataset.records[distributed.rank() :: distributed.world_size()]
+    prior = partial(spatial_prior, args, device) if args.with_prior else None
+    found = os.path.join(args.snapshot_dir, "thresholds.json")
+    if not os.path.exists(found) or args.lr_weight_ent:
+        write_maps(args, dataset, predictor, network, device)
+    if not os.path.exists(found):
+        histograms = ConfidenceHistograms(args.num_classes, SUBSAMPLING, device)
+        for record in progress(mine, "confidence"):
+            histograms.add(scores_of(args, predictor, record, prior, device))
+        record_thresholds(args, portion, histograms.reduce(), found)
+    with open(found) as file:
+        report = json.load(file)
+    thresholds, alpha = torch.tensor(report["thresholds"], device=device), args.lr_weight_ent or None
+    os.makedirs(os.path.join(args.snapshot_dir, "pseudo_labels"), exist_ok=True)
+    missing = [record for record in mine if not os.path.exists(label_path(args, record))]
+    if missing and not os.path.isdir(os.path.join(args.snapshot_dir, "maps")):
+        write_maps(args, dataset, predictor, network, device)
+    for record in progress(missing, "labels"):
+        label = select(scores_of(args, predictor, record, prior, device), thresholds, alpha)
+        save_colours(label_path(args, record), label.cpu().numpy(), args.num_classes)
+    distributed.wait_for_all()
+    return {"rare": report["rare"], "priority": report["priority"]}
+
+
+def write_maps(args, dataset, predictor, network, device):
+    """The network's low-resolution output for every image of this process that has none on the disk yet."""
+    folder = os.path.join(args.snapshot_dir, "maps")
+    os.makedirs(folder, exist_ok=True)
+    records = dataset.records
+    dataset.records = [record for record in records if not os.path.exists(map_path(args, record))]
+    missing, first = dataset.records, True
+    loader = sequential_loader(dataset, args.num_workers, distributed.rank(), distributed.world_size())
+    for batch in progress(loader, "scores"):
+        with torch.autocast(device.type, torch.bfloat16) if args.amp == "bf16" else torch.autocast(device.type, enabled=False):
+            maps = predictor.maps(network, batch["image"].to(device, non_blocking=True))
+        if first and distributed.is_main():
+            print(f"score maps: {check_disk(folder, len(missing), bytes_of(maps))}")
+        first = False
+        save_maps(os.path.join(folder, f"{batch['name'][0]}.npz"), maps, batch["image"].shape[-2:])
+    dataset.records = records
+    distributed.wait_for_all()
+
+
+def scores_of(args, predictor, record, prior, device):
+    """Full-size scores (C,H,W) of an image from its map on the disk."""
+    maps, shape = load_maps(map_path(args, record))
+    size = image_size(record.image)[::-1]
+    scores = predictor.scores(maps.to(device), size, shape)
+    return scores if prior is None else scores * prior(size)
+
+
+def record_thresholds(args, portion, histograms, path):
+    """Thresholds, how much of each class they keep, and which classes are rare, into the round's `thresholds.json`."""
+    sizes, cbst = histograms.sizes(), args.protocol == "cbst"
+    # The MXNet code's lists begin with a zero: one a class, and one more for all together.
+    if args.kc_policy == "cb":
+        thresholds, counted = class_thresholds(histograms, portion, int(cbst)), sizes + (sizes > 0) * int(cbst)
+    else:
+        extra = (args.num_classes + 1) * int(cbst)
+        thresholds, counted = global_threshold(histograms, portion, extra), sizes
+    share = counted / counted.sum() if cbst else (histograms.pixels / histograms.pixels.sum()).cpu()
+    below = (share < args.mine_thresh).nonzero().flatten()
+    rarest = share.argsort(stable=True)
+    report = {
+        "portion": portion,
+        "thresholds": thresholds.tolist(),
+        "pixels_predicted": histograms.pixels.tolist(),
+        "rare": rarest[: args.mine_id_number if cbst else len(below)].tolist(),
+        "priority": below.tolist() if cbst else [],
+    }
+    if distributed.is_main():
+        write_json(report, path)
+    distributed.wait_for_all()
+
+
+def spatial_prior(args, device, size, _kept={}):  # noqa: B006
+    """The prior (C,H,W) on the device, read once."""
+    if size not in _kept:
+        names = ("prior_array.mat", f"spatial_prior_{args.num_classes}.mat")
+        usual = [os.path.join(args.data_dir, name) for name in names]
+        path = args.prior or next((path for path in usual if os.path.exists(path)), usual[0])
+        _kept[size] = torch.from_numpy(np.asarray(load_prior(path, args.num_classes, size[::-1]))).to(device)
+    return _kept[size]
+
+
+def label_path(args, record):
+    return os.path.join(args.snapshot_dir, "pseudo_labels", f"{os.path.splitext(record.name)[0]}.png")
+
+
+def map_path(args, record):
+    return os.path.join(args.snapshot_dir, "maps", f"{record.name}.npz")
+
+
+def progress(items, title):
+    return tqdm(items, desc=title, unit="image", disable=not distributed.is_main())
+
+
+# Training on both
+
+
+def retrain(args, portions, rare, network, device):
+    """A round's training; returns the path of its last weights, relative to the run's directory."""
+    dataset = training_set(args, portions, rare)
+    batches = endless(args, dataset)
+    share = args.batch_size * distributed.world_size()
+    epoch = max(1, len(dataset) // share if args.protocol == "cbst" else math.ceil(len(dataset) / share))
+    args.num_steps = args.num_steps_stop = epoch * args.epochs_per_round
+    val_images = target_val_loader(args)
+    network.train()
+    optimizer = segmentation_optimizer(network.parameter_groups(), "clean" if args.protocol == "cbst" else args.updates,
+                                       args.learning_rate, args.momentum, args.weight_decay)  # fmt: skip
+    snapshots = EpochSnapshots(f"{args.source}2{args.target}_{os.path.basename(args.snapshot_dir)}", epoch)
+    run = Run(args, device, snapshots, {"": network}, {"G": optimizer}, {"both": batches})
+    run.start()
+    parallel = distributed.wrap(network)
+
+    for step in run.steps(args.num_steps_stop):
+        rate = poly(args.learning_rate, step % epoch, epoch, args.power)
+        set_learning_rate(optimizer, rate)
+        optimizer.zero_grad(set_to_none=True)
+
+        batch = run.next(batches)
+        weights = batch["target"].to(device) * (args.mr_weight_kld - args.mr_weight_src) + args.mr_weight_src
+        with run.autocast():
+            logits = parallel(batch["image"])[-1]
+            if args.protocol == "crst":
+                logits = upsample(logits, args.input_size[::-1])
+            if args.lr_weight_ent:
+                loss = soft_loss(logits, batch["soft"].to(device), weights, args.mr_weight_kld)
+            else:
+                loss = hard_loss(logits, batch["label"], weights, args.mr_weight_kld)
+        run.backward(loss)
+        run.update(optimizer)
+
+        run.log(step, {"loss": loss}, {"lr": rate})
+        run.save(step)
+        if (step + 1) % epoch == 0:
+            run.add_picture(step, "training", prediction_panel(batch, logits, args.save_num_images))
+        if run.due(step, args.val_every):
+            confusion = evaluate(network, val_images, args.num_classes, device, autocast=run.autocast)
+            run.record_validation(step, confusion, class_names(args.num_classes))
+    return os.path.join(os.path.basename(args.snapshot_dir), next(iter(snapshots.files(args.num_steps_stop, {"": network}))))
+
+
+def training_set(args, portions, rare):
+    """The round's source images and all target images, augmented by the protocol."""
+    target = target_dataset(args, None)
+    records = [Record(record.image, label_path(args, record), record.name) for record in target.records]
+    soft = None
+    if args.protocol == "cbst":
+        T = math.ceil(args.input_size[0] / 8) * 8
+        crop = partial(
+            CanvasCrop, T, args.scale_rate_range, priority=rare["priority"], rare=rare["rare"], chance=args.mine_port
+        )
+        source_crop = crop(args.origin_size, MAX_SIDE[args.source])
+        target_crop = crop(args.origin_size_tgt, MAX_SIDE[args.target])
+    else:
+        scales = args.scale_rate_range if args.random_scale else None
+        source_crop = ScaledCrop(args.input_size, scales, args.random_mirror)
+        target_crop = ScaledCrop(args.input_size, scales, args.random_mirror, rare["rare"], args.mine_port)
+        if args.lr_weight_ent:
+            with open(os.path.join(args.snapshot_dir, "thresholds.json")) as file:
+                thresholds = torch.tensor(json.load(file)["thresholds"])
+            soft = partial(soft_labels_of, args, thresholds)
+    source = source_dataset(args, relabelled(source_crop, label_table(args.source, args.num_classes)))
+    source.table = identity_table(args.num_classes)
+    chosen = source_subset(len(source), portions)
+    return SourceAndTarget(source, chosen.tolist(), PseudoLabelled(records, target_crop, soft), args.num_classes)
+
+
+def source_subset(total, portions):
+    """Which of `total` source images take part in a round: positions in the list, as NumPy's legacy generator draws them."""
+    return np.random.RandomState(portions["seed"]).choice(total, int(total * portions["source"]), replace=False)
+
+
+def soft_labels_of(args, thresholds, record):
+    """LRENT's soft labels of a whole target image, computed from its map on the disk."""
+    scores = scores_of(args, FullSizeLogits(args.test_flipping), record, None, "cpu")
+    return soft_labels(scores, thresholds, args.lr_weight_ent)
+
+
+class EpochSnapshots:
+    """`<source>2<target>_round<r>_epoch<e>.pth` after each epoch, as CRST's."""
+
+    def __init__(self, name, epoch):
+        self.name, self.epoch = name, epoch
+
+    def tag(self, step, every):
+        return step + 1 if (step + 1) % self.epoch == 0 else None
+
+    def files(self, tag, networks):
+        tag = f"epoch{tag // self.epoch}" if isinstance(tag, int) else tag
+        return {f"{self.name}_{tag}.pth": networks[""].state_dict()}
+
+
+if __name__ == "__main__":
+    with exit_with_message():
+        main(get_arguments())
