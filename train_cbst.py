@@ -28,14 +28,11 @@ from functools import partial
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from dataset import class_names, label_table, sequential_loader
+from dataset import class_names, label_table
 from dataset.classes import identity_table
 from dataset.lists import Record
-from dataset.reading import image_size
-from dataset.self_training import CanvasCrop, FitLongerSide, PseudoLabelled, ScaledCrop, ScaleImage, SourceAndTarget, relabelled
-from dataset.spatial_prior import load_prior
+from dataset.self_training import CanvasCrop, PseudoLabelled, ScaledCrop, SourceAndTarget, relabelled
 from model import build_model, upsample
 from utils import distributed
 from utils.arguments import (
@@ -51,23 +48,12 @@ from utils.arguments import (
 )
 from utils.device import prepare, set_up
 from utils.evaluation import evaluate
+from utils.labelling import label_path, label_target, scores_of
 from utils.loaders import endless, source_dataset, target_dataset, target_val_loader
 from utils.losses import cross_entropy, mean_over_labelled
 from utils.optimizers import poly, segmentation_optimizer, set_learning_rate
-from utils.pictures import prediction_panel, save_colours
-from utils.pseudo_labels import (
-    CoarseProbabilities,
-    ConfidenceHistograms,
-    FullSizeLogits,
-    bytes_of,
-    check_disk,
-    class_thresholds,
-    global_threshold,
-    load_maps,
-    save_maps,
-    select,
-    soft_labels,
-)
+from utils.pictures import prediction_panel
+from utils.pseudo_labels import FullSizeLogits, soft_labels
 from utils.run import Run
 from utils.start import exit_with_message, restore
 from utils.state import claim_directory, seed_everything, write_json
@@ -86,7 +72,6 @@ PROTOCOLS = {
 }  # fmt: skip
 # The largest image of each data set, which the MXNet code relates its scales to.
 MAX_SIDE = {"gta5": 2048, "cityscapes": 2048, "synthia": 1280, "crosscity": 2048}
-SUBSAMPLING = 4
 
 
 def get_arguments(arguments=None):
@@ -239,6 +224,7 @@ def _next_portion(portion, step, most, cbst):
 
 def main(args):
     device = set_up(args)
+    source_dataset(args, None), target_dataset(args, None)  # what is missing is told now, not after hours of labelling
     claim_directory(args.snapshot_dir, {"restore_from": args.restore_from, "model": args.model}, args.resume)
     for r, portions in enumerate(schedule(args)):
         seed_everything(args.random_seed + r)  # a round is the same whether the ones before it ran or were finished
@@ -277,119 +263,6 @@ def build_network(args, r, device):
     network = build_model(args.model, args.num_classes, batch_norm=args.batch_norm, **heads)
     restore(network, args.restore_from, usual="gta_rna-a1_cls19_s8_ep-0000.params" if heads == {} else "src_model.pth")
     return prepare(network, args, device)
-
-
-# Labelling the target
-
-
-@torch.inference_mode()
-def label_target(args, portion, network, device):
-    """Pseudo-labels of all target images, as `pseudo_labels/<name>.png` in the round's directory; what is there stays.
-
-    Returns the ids of rare classes: {"rare": [...], "priority": [...]}.
-    """
-    network.eval()
-    crst = args.protocol == "crst"
-    predictor = FullSizeLogits(args.test_flipping) if crst else CoarseProbabilities(args.test_flipping)
-    dataset = target_dataset(args, ScaleImage(args.eval_scale) if crst else FitLongerSide(args.test_scales))
-    mine = dataset.records[distributed.rank() :: distributed.world_size()]
-    prior = partial(spatial_prior, args, device) if args.with_prior else None
-    found = os.path.join(args.snapshot_dir, "thresholds.json")
-    if not os.path.exists(found) or args.lr_weight_ent:
-        write_maps(args, dataset, predictor, network, device)
-    if not os.path.exists(found):
-        histograms = ConfidenceHistograms(args.num_classes, SUBSAMPLING, device)
-        for record in progress(mine, "confidence"):
-            histograms.add(scores_of(args, predictor, record, prior, device))
-        record_thresholds(args, portion, histograms.reduce(), found)
-    with open(found) as file:
-        report = json.load(file)
-    thresholds, alpha = torch.tensor(report["thresholds"], device=device), args.lr_weight_ent or None
-    os.makedirs(os.path.join(args.snapshot_dir, "pseudo_labels"), exist_ok=True)
-    missing = [record for record in mine if not os.path.exists(label_path(args, record))]
-    if missing and not os.path.isdir(os.path.join(args.snapshot_dir, "maps")):
-        write_maps(args, dataset, predictor, network, device)
-    for record in progress(missing, "labels"):
-        label = select(scores_of(args, predictor, record, prior, device), thresholds, alpha)
-        save_colours(label_path(args, record), label.cpu().numpy(), args.num_classes)
-    distributed.wait_for_all()
-    return {"rare": report["rare"], "priority": report["priority"]}
-
-
-def write_maps(args, dataset, predictor, network, device):
-    """The network's low-resolution output for every image of this process that has none on the disk yet."""
-    folder = os.path.join(args.snapshot_dir, "maps")
-    os.makedirs(folder, exist_ok=True)
-    records = dataset.records
-    dataset.records = [record for record in records if not os.path.exists(map_path(args, record))]
-    missing, first = dataset.records, True
-    loader = sequential_loader(dataset, args.num_workers, distributed.rank(), distributed.world_size())
-    for batch in progress(loader, "scores"):
-        with torch.autocast(device.type, torch.bfloat16) if args.amp == "bf16" else torch.autocast(device.type, enabled=False):
-            maps = predictor.maps(network, batch["image"].to(device, non_blocking=True))
-        if first and distributed.is_main():
-            print(f"score maps: {check_disk(folder, len(missing), bytes_of(maps))}")
-        first = False
-        save_maps(os.path.join(folder, f"{batch['name'][0]}.npz"), maps, batch["image"].shape[-2:])
-    dataset.records = records
-    distributed.wait_for_all()
-
-
-def scores_of(args, predictor, record, prior, device):
-    """Full-size scores (C,H,W) of an image from its map on the disk."""
-    maps, shape = load_maps(map_path(args, record))
-    size = image_size(record.image)[::-1]
-    scores = predictor.scores(maps.to(device), size, shape)
-    return scores if prior is None else scores * prior(size)
-
-
-def record_thresholds(args, portion, histograms, path):
-    """Thresholds, how much of each class they keep, and which classes are rare, into the round's `thresholds.json`."""
-    sizes, cbst = histograms.sizes(), args.protocol == "cbst"
-    # The MXNet code's lists begin with a zero: one a class, and one more for all together.
-    if args.kc_policy == "cb":
-        thresholds, counted = class_thresholds(histograms, portion, int(cbst)), sizes + (sizes > 0) * int(cbst)
-    else:
-        extra = (args.num_classes + 1) * int(cbst)
-        thresholds, counted = global_threshold(histograms, portion, extra), sizes
-    share = counted / counted.sum() if cbst else (histograms.pixels / histograms.pixels.sum()).cpu()
-    below = (share < args.mine_thresh).nonzero().flatten()
-    rarest = share.argsort(stable=True)
-    report = {
-        "portion": portion,
-        "thresholds": thresholds.tolist(),
-        "pixels_predicted": histograms.pixels.tolist(),
-        "rare": rarest[: args.mine_id_number if cbst else len(below)].tolist(),
-        "priority": below.tolist() if cbst else [],
-    }
-    if distributed.is_main():
-        write_json(report, path)
-    distributed.wait_for_all()
-
-
-def spatial_prior(args, device, size, _kept={}):  # noqa: B006
-    """The prior (C,H,W) on the device, read once."""
-    if size not in _kept:
-        names = ("prior_array.mat", f"spatial_prior_{args.num_classes}.mat")
-        usual = [os.path.join(args.data_dir, name) for name in names]
-        path = args.prior or next((path for path in usual if os.path.exists(path)), usual[0])
-        _kept[size] = torch.from_numpy(np.asarray(load_prior(path, args.num_classes, size[::-1]))).to(device)
-    return _kept[size]
-
-
-def label_path(args, record):
-    return os.path.join(args.snapshot_dir, "pseudo_labels", f"{os.path.splitext(record.name)[0]}.png")
-
-
-def map_path(args, record):
-    return os.path.join(args.snapshot_dir, "maps", f"{record.name}.npz")
-
-
-def progress(items, title):
-    return tqdm(items, desc=title, unit="image", disable=not distributed.is_main())
-
-
-# Training on both
 
 
 def retrain(args, portions, rare, network, device):

@@ -291,6 +291,7 @@ def write_pseudo_labels(args, device):
     G = prepare(load_model(weights), args, device)
     dataset = target_dataset(args, Resize(args.input_size_test))
     dataset.records = [r for r in dataset.records if not os.path.exists(os.path.join(args.snapshot_dir, r.name))]
+    distributed.wait_for_all()  # all processes share out the same list
     loader = sequential_loader(dataset, args.num_workers, distributed.rank(), distributed.world_size())
     labelled = predictions(G, loader, device, autocast=lambda: autocast(args, device))
     for batch, prediction in tqdm(labelled, total=len(loader), unit="image", disable=not distributed.is_main()):

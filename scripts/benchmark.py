@@ -5,7 +5,8 @@
 
 Loaders: samples per second of one process with one thread, from rendered files in the official sizes and formats. Training: a
 whole AdaptSegNet step (two forward and backward passes of the network, two discriminators, the published optimizers).
-Evaluation: prediction at full label resolution with the confusion matrix on the device. Medians; TFLOP/s count
+Evaluation: prediction at full label resolution with the confusion matrix on the device. Pseudo-labels: the labelling of a CBST
+round for few and for more images of 2048x1024 (--images): memory must not grow with them. Medians; TFLOP/s count
 multiplications and additions of convolutions, forward and backward.
 """
 
@@ -16,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from glob import glob
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -24,19 +26,21 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import train_adaptsegnet
+import train_cbst
 from dataset import build_dataset
 from dataset.transforms import Resize
 from model import OutputDiscriminator, build_model, upsample
 from scripts import make_mini_data
-from utils.arguments import Parser, add_speed_flags, positive, size
+from utils.arguments import Parser, add_speed_flags, numbers, positive, size
 from utils.device import autocast, choose, prepare
 from utils.evaluation import predict
+from utils.labelling import label_target
 from utils.losses import cross_entropy
 from utils.metrics import ConfusionMatrix
 from utils.optimizers import discriminator_optimizer, segmentation_optimizer
 from utils.run import peak_memory
 
-SECTIONS = ("loaders", "training", "evaluation")
+SECTIONS = ("loaders", "training", "evaluation", "pseudo_labels")
 
 
 def get_arguments(arguments=None):
@@ -48,6 +52,7 @@ def get_arguments(arguments=None):
         "--input-size-target", type=size, metavar="W,H", help="target images (default 1024,512; on a CPU 192,96)"
     )
     parser.add_argument("--label-size", type=size, metavar="W,H", help="of evaluation (default 2048,1024; on a CPU 384,192)")
+    parser.add_argument("--images", type=numbers, metavar="N,M", help="of pseudo-labels (default 10,200; on a CPU 2,6)")
     parser.add_argument("--batch-size", type=positive, default=1, help="images per domain and step")
     parser.add_argument("--steps", type=positive, default=10, help="measured repetitions, after as many as needed to warm up")
     parser.add_argument("--threads", type=positive, default=1, help="threads of one process, on a CPU")
@@ -56,6 +61,7 @@ def get_arguments(arguments=None):
     args = parser.parse_args(arguments)
     on_gpu = choose(args).type == "cuda"
     args.model = args.model or ("DeepLab" if on_gpu else "MiniResNet18")
+    args.images = args.images or ((10, 200) if on_gpu else (2, 6))
     args.input_size = args.input_size or ((1280, 720) if on_gpu else (192, 96))
     args.input_size_target = args.input_size_target or ((1024, 512) if on_gpu else (192, 96))
     args.label_size = args.label_size or ((2048, 1024) if on_gpu else (384, 192))
@@ -159,6 +165,40 @@ def measure_evaluation(args, device):
 
     width, height = args.label_size
     return {f"{args.model}, labels {width}x{height}": repeat(step, args.steps, device)}
+
+
+def measure_pseudo_labels(args, device):
+    """A CBST round's labelling: score maps to the disk, thresholds, labels; seconds per image and bytes of maps per image."""
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            f"{folder}/data",
+            "--formats",
+            "cityscapes",
+            "--size",
+            "2048,1024",
+            "--target-train",
+            "1",
+            "--target-val",
+            "1",
+        ]
+        make_mini_data.main(make_mini_data.get_arguments([*command, "--source-train", "1", "--source-val", "1"]))
+        (image,) = glob(f"{folder}/data/Cityscapes/leftImg8bit/train/*/*.png")
+        for count in map(int, args.images):
+            for i in range(count):  # one picture under many names
+                name = f"{folder}/{count}/leftImg8bit/train/bench/bench_{i:06d}_000000_leftImg8bit.png"
+                os.makedirs(os.path.dirname(name), exist_ok=True)
+                os.link(image, name)
+            flags = ["--data-dir-target", f"{folder}/{count}", "--snapshot-dir", f"{folder}/run{count}", "--num-workers", "0"]
+            settings = train_cbst.get_arguments([*flags, "--amp", args.amp])
+            os.makedirs(settings.snapshot_dir)
+            model = prepare(build_model(args.model, heads="single"), args, device)
+            seconds = timed(lambda: label_target(settings, 0.2, model, device), device)  # noqa: B023
+            size = statistics.mean(map(os.path.getsize, glob(f"{settings.snapshot_dir}/maps/*.npz")))
+            figures[f"{args.model}, {count} images"] = {
+                "s/image": seconds / count, "peak GB": peak_memory(device) / 2**30, "MB/image": size / 1e6
+            }  # fmt: skip
+    return figures
 
 
 def random_images(batch_size, shape, device):

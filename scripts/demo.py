@@ -10,8 +10,8 @@ Rows of the table, all scored on the target's val split:
     source-only    trained on the source alone
     control        source-only trained on for as many steps as the methods, still on the source alone
     AdaBN          source-only with BatchNorm statistics re-estimated on target images
-    MaxSquare, AdaptSegNet, CLAN    source-only adapted by these methods
-    source-only, twin               the same as source-only with CLAN's twin classifiers, which CLAN starts from
+    MaxSquare, AdaptSegNet, FADA, CBST    source-only adapted by these methods
+    source-only, twin; CLAN         the same as source-only with CLAN's twin classifiers, and CLAN, which starts from it
     oracle         trained on target labels, for as many steps as source-only (not with --quick)
 """
 
@@ -31,7 +31,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import numpy as np
 from PIL import Image
 
-from dataset.classes import label_table
+from dataset.classes import class_names, label_table
 from utils.arguments import Parser, positive
 from utils.pictures import colorize, grid, save_picture
 
@@ -46,7 +46,10 @@ FROM_SCRATCH = "--restore-from none --optim Adam --learning-rate 1e-3 --warmup 5
 ADAPTATION = "--batch-norm frozen --updates clean --learning-rate 1e-3".split()
 MAXSQUARE = "--target-mode IW_maxsquare --lambda-target 2 --IW-ratio 0.5 --val-every 0".split()
 ADAPTSEGNET = "--lambda-adv-target1 0.006 --lambda-adv-target2 0.03 --learning-rate-D 2e-4".split()
-CLAN = "--lambda-adv 0.6 --learning-rate-D 5e-4 --random-scale False".split()
+CLAN = "--lambda-adv 0.6 --learning-rate-D 2e-4 --random-scale False".split()
+FADA = "--lambda-adv 0.005 --learning-rate 1e-3 --learning-rate-D 2e-4".split()
+DISTILL = "--scale-range 1,1.5 --learning-rate 1e-3".split()
+CBST = "--init-src-port 0.25 --max-src-port 0.25 --num-rounds 3 --epochs-per-round 1".split()
 CONTROL = "--multi --gaussian-blur False --random-mirror False".split()
 
 METHODS = {
@@ -54,9 +57,10 @@ METHODS = {
     "MaxSquare": ("train_maxsquare.py", MAXSQUARE),
     "AdaptSegNet": ("train_adaptsegnet.py", ADAPTSEGNET),
     "CLAN": ("train_clan.py", CLAN),
+    "CBST": ("train_cbst.py", CBST),
 }
 
-ROWS = ("source-only", "control", "AdaBN", "MaxSquare", "AdaptSegNet", "source-only, twin", "CLAN")
+ROWS = ("source-only", "control", "AdaBN", "MaxSquare", "AdaptSegNet", "FADA", "CBST", "source-only, twin", "CLAN")
 FULL = {
     "seeds": (0, 1, 2),
     "source_steps": 800,
@@ -94,27 +98,36 @@ class Demo:
     def weights(self, row, seed):
         """Where the row's final weights are."""
         steps = self.steps(row)
-        name = {"AdaBN": "GTA5_adabn", "oracle": f"CITYSCAPES_{steps}"}.get(row, f"GTA5_{steps}")
+        name = {
+            "AdaBN": "GTA5_adabn",
+            "oracle": f"CITYSCAPES_{steps}",
+            "FADA": f"distill/model_iter{steps:06d}",
+            "CBST": "round1/gta52cityscapes_round1_epoch1",
+        }.get(row, f"GTA5_{steps}")
         return os.path.join(self.folder(row, seed), f"{name}.pth")
 
     def steps(self, row):
         return self.profile["source_steps" if row in FROM_SOURCE else "adaptation_steps"]
 
     def run(self, jobs):
-        """Run (title, finished file, command) jobs, several at a time, skipping what is finished."""
+        """Run jobs (title, finished file, command, ...), several at a time, skipping what is finished."""
         jobs = [job for job in jobs if not os.path.exists(job[1])]
         with ThreadPoolExecutor(self.processes) as pool:
             for future in [pool.submit(self._run_job, *job) for job in jobs]:
                 future.result()
 
-    def _run_job(self, title, finished, command):
-        folder = os.path.dirname(finished)
+    def _run_job(self, title, finished, *commands):
+        began = time.monotonic()
+        for command in commands:
+            self._run_command(title, os.path.dirname(finished), command)
+        print(f"  {title}: {time.monotonic() - began:.0f} s", flush=True)
+
+    def _run_command(self, title, folder, command):
         os.makedirs(folder, exist_ok=True)
-        if command[0].startswith("train_") and os.path.exists(os.path.join(folder, "state.pth")):
+        if command[0].startswith("train_") and begun(command):
             command = [*command, "--resume"]
         with open(os.path.join(self.out, "commands.txt"), "a") as file:
             file.write(" ".join(["python", *command]) + "\n")
-        began = time.monotonic()
         # One thread each: on busy cores two threads in one process can be slower than one.
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         log = os.path.join(folder, "log.txt")
@@ -124,7 +137,15 @@ class Demo:
             with open(log) as file:
                 tail = "".join(file.readlines()[-5:])
             raise RuntimeError(f"{title} failed ({' '.join(command)}):\n{tail}\nthe whole log is in {log}")
-        print(f"  {title}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def begun(command):
+    """True if a training command has left something to resume from."""
+    folder = command[command.index("--snapshot-dir") + 1]
+    if "--stage" in command:
+        stage = command[command.index("--stage") + 1]
+        folder = os.path.join(folder, "pseudo-labels" if stage == "pseudo-label" else stage)
+    return any(os.path.exists(os.path.join(folder, name)) for name in ("state.pth", "made_from.json"))
 
 
 def main(args):
@@ -184,6 +205,9 @@ def training(demo, row, seed):
 def adaptation(demo, row, seed):
     """The job of a row that starts from a source-only model."""
     start = ["--restore-from", demo.weights("source-only, twin" if row == "CLAN" else "source-only", seed)]
+    title, finished = f"{row}, seed {seed}", demo.weights(row, seed)
+    if row == "FADA":
+        return title, finished, *fada(demo, seed, start)
     if row == "AdaBN":
         save = ["--save", demo.weights(row, seed), "--seed", str(seed), "--num-workers", "0", "--device", "cpu"]
         command = ["scripts/adabn.py", *start, *save, *target_data(demo)]
@@ -191,7 +215,17 @@ def adaptation(demo, row, seed):
         script, flags = METHODS[row]
         target = [] if row == "control" else target_data(demo)
         command = [script, *source_data(demo), *target, *common_flags(demo, row, seed), *start, *ADAPTATION, *flags]
-    return f"{row}, seed {seed}", demo.weights(row, seed), command
+    return title, finished, command
+
+
+def fada(demo, seed, start):
+    """FADA's stages after the source's, which is the source-only row."""
+    common = ["train_fada.py", *source_data(demo), *target_data(demo), *common_flags(demo, "FADA", seed)]
+    common += ["--input-size-test", SIZE]
+    adapted = os.path.join(demo.folder("FADA", seed), f"adversarial/model_iter{demo.steps('FADA'):06d}.pth")
+    yield [*common, "--stage", "adversarial", *start, *FADA]
+    yield [*common, "--stage", "pseudo-label"]
+    yield [*common, "--stage", "distill", "--restore-from", adapted, *DISTILL]
 
 
 def evaluation(demo, row, seed):
@@ -233,10 +267,44 @@ def collect(demo):
     for seed in seeds:
         path = os.path.join(demo.folder("source-only", seed), "source_figures.json")
         results["source_val_miou"].append(100 * figures(path)["miou"])
+    results["pseudo_labels"] = {name: label_quality(demo, folder) for name, folder in label_folders(demo).items()}
     baseline = results["rows"]["source-only"]["miou"]
     for entry in results["rows"].values():
         entry["gain"] = [value - base for value, base in zip(entry["miou"], baseline, strict=True)]
     return results
+
+
+def label_folders(demo):
+    """The first seed's pseudo-labels, by whose they are."""
+    seed = demo.profile["seeds"][0]
+    rounds = sorted(glob(os.path.join(demo.folder("CBST", seed), "round*", "pseudo_labels")))
+    folders = {f"CBST round {r}": folder for r, folder in enumerate(rounds)}
+    return {**folders, "FADA": os.path.join(demo.folder("FADA", seed), "pseudo-labels")}
+
+
+def label_quality(demo, folder):
+    """How many pixels of the target's training images have pseudo-labels, and how many of these are right, in per cent.
+
+    Only the demo looks: it knows the truth, the methods never see it.
+    """
+    table = label_table("cityscapes")
+    truth_of, kept, right = np.zeros(19), np.zeros(19), np.zeros(19)
+    for path in sorted(glob(os.path.join(folder, "*.png"))):
+        name = os.path.basename(path).replace("_leftImg8bit.png", "_gtFine_labelIds.png")
+        truth = table[np.array(Image.open(f"{demo.data}/Cityscapes/gtFine/train/{name.split('_')[0]}/{name}"))]
+        label = np.array(Image.open(path))
+        seen = (truth < 19) & (label < 19)
+        truth_of += np.bincount(truth[truth < 19], minlength=19)
+        kept += np.bincount(label[seen], minlength=19)
+        right += np.bincount(label[seen & (label == truth)], minlength=19)
+    return {
+        "labelled": 100 * kept.sum() / truth_of.sum(),
+        "right": 100 * right.sum() / kept.sum(),
+        "classes": {
+            name: {"labelled": 100 * k / max(t, 1), "right": 100 * r / k if k else None}
+            for name, k, r, t in zip(class_names(19), kept.tolist(), right.tolist(), truth_of.tolist(), strict=True)
+        },
+    }
 
 
 def text_table(results):
@@ -267,6 +335,7 @@ def write_report(demo, results):
         for row, entry in results["rows"].items():
             writer.writerow([row, *entry["miou"], statistics.mean(entry["miou"]), statistics.mean(entry["gain"])])
     save_picture(os.path.join(demo.out, "pictures.png"), pictures(demo))
+    save_picture(os.path.join(demo.out, "pseudo_labels.png"), label_pictures(demo))
     with open(os.path.join(demo.out, "report.html"), "w") as file:
         file.write(report_html(results))
 
@@ -287,6 +356,36 @@ def pictures(demo, count=5):
             )
         rows.append([np.array(Image.fromarray(picture).resize((288, 144), Image.NEAREST)) for picture in row])
     return grid(rows, ["target image", "label", *demo.profile["rows"]])
+
+
+def label_pictures(demo, count=5):
+    """Target training images, the truth, and the pseudo-labels; black is not labelled."""
+    folders = label_folders(demo)
+    images = sorted(glob(f"{demo.data}/Cityscapes/leftImg8bit/train/*/*.png"))
+    images = images[:: max(1, len(images) // count)][:count]
+    table = label_table("cityscapes")
+    rows = []
+    for path in images:
+        label = path.replace("leftImg8bit/train", "gtFine/train").replace("_leftImg8bit.png", "_gtFine_labelIds.png")
+        made = [np.array(Image.open(os.path.join(folder, os.path.basename(path)))) for folder in folders.values()]
+        row = [np.array(Image.open(path)), *(colorize(ids) for ids in (table[np.array(Image.open(label))], *made))]
+        rows.append([np.array(Image.fromarray(picture).resize((288, 144), Image.NEAREST)) for picture in row])
+    return grid(rows, ["target image", "label", *folders])
+
+
+def label_table_html(results):
+    """For each set of pseudo-labels the share of pixels that are labelled, and how many of them rightly."""
+    sets = results["pseudo_labels"]
+
+    def cell(entry):
+        right = "-" if entry["right"] is None else f"{entry['right']:.0f}"
+        return f"<td>{entry['labelled']:.1f}, {right}</td>"
+
+    header = "".join(f"<th>{name}</th>" for name in sets)
+    rows = [f"<tr><td>all</td>{''.join(cell(entry) for entry in sets.values())}</tr>"]
+    for name in class_names(19):
+        rows.append(f"<tr><td>{name}</td>{''.join(cell(entry['classes'][name]) for entry in sets.values())}</tr>")
+    return f"<table><tr><th></th>{header}</tr>{''.join(rows)}</table>"
 
 
 def report_html(results):
@@ -311,6 +410,10 @@ td:first-child{{text-align:left}} img{{max-width:100%}} pre{{background:#f4f4f4;
 <img src="pictures.png" alt="predictions side by side">
 <h2>IoU per class, mean over seeds, in %</h2>
 <table><tr><th></th>{header}</tr>{body}</table>
+<h2>Pseudo-labels of the target's training images (first seed)</h2>
+<img src="pseudo_labels.png" alt="pseudo-labels round by round">
+<p>Pixels labelled as a class in % of those that truly are of it, and how many of the labels are right in %:</p>
+{label_table_html(results)}
 <p>The commands are in commands.txt, all figures in results.json and results.csv. TensorBoard shows the training:
 <code>tensorboard --logdir .</code></p></html>
 """

@@ -11,11 +11,12 @@ from conftest import ROOT
 import compute_iou
 import evaluate_cityscapes
 import train_adaptsegnet
+import train_cbst
 import train_clan
 import train_fada
 import train_maxsquare
 import train_source
-from scripts import adabn, benchmark, check_data, class_statistics, demo, make_mini_data
+from scripts import adabn, benchmark, check_data, class_statistics, demo, make_mini_data, spatial_prior
 from utils.arguments import Parser, numbers, size, truth
 
 SCRIPTS = {
@@ -24,6 +25,7 @@ SCRIPTS = {
     "train_maxsquare.py": (train_maxsquare, []),
     "train_clan.py": (train_clan, []),
     "train_fada.py": (train_fada, []),
+    "train_cbst.py": (train_cbst, []),
     "evaluate_cityscapes.py": (evaluate_cityscapes, ["--restore-from", "x"]),
     "compute_iou.py": (compute_iou, ["gt", "pred"]),
     "scripts/adabn.py": (adabn, ["--restore-from", "x", "--save", "y"]),
@@ -31,6 +33,7 @@ SCRIPTS = {
     "scripts/class_statistics.py": (class_statistics, []),
     "scripts/check_data.py": (check_data, ["gta5", "root"]),
     "scripts/demo.py": (demo, []),
+    "scripts/spatial_prior.py": (spatial_prior, []),
     "scripts/make_mini_data.py": (make_mini_data, ["out"]),
 }
 
@@ -133,7 +136,8 @@ def test_scripts_start_from_anywhere(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ("train_adaptsegnet.py", "train_source.py", "train_maxsquare.py", "train_clan.py", "train_fada.py")
+    "script",
+    ("train_adaptsegnet.py", "train_source.py", "train_maxsquare.py", "train_clan.py", "train_fada.py", "train_cbst.py"),
 )
 def test_errors_are_one_line_and_exit_status_1(script, tmp_path):
     command = [sys.executable, str(ROOT / script), "--data-dir", "nowhere", "--restore-from", "none", "--device", "cpu"]

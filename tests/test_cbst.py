@@ -19,6 +19,7 @@ from dataset.self_training import CanvasCrop, FitLongerSide, ScaledCrop, ScaleIm
 from model import build_model, load_model, upsample
 from model.resnet38 import from_mxnet, to_mxnet
 from train_cbst import get_arguments, hard_loss, schedule, soft_loss
+from utils import labelling
 from utils.evaluation import evaluate
 from utils.optimizers import segmentation_optimizer
 from utils.pseudo_labels import (
@@ -157,7 +158,7 @@ def test_crst_thresholds_and_labels(run, crst_scores, golden, tmp_path):
     assert (ours != recorded[f"{run}_pseudo"]).mean() < 1e-2
     # Rare classes, by share of the predicted pixels.
     args = SimpleNamespace(protocol="crst", kc_policy="cb", num_classes=19, mine_thresh=mine_port, mine_id_number=3)
-    train_cbst.record_thresholds(args, portion, histograms, str(tmp_path / "thresholds.json"))
+    labelling.record_thresholds(args, portion, histograms, str(tmp_path / "thresholds.json"))
     report = json.load(open(tmp_path / "thresholds.json"))
     pixels = recorded[f"{run}_pred_cls_num"]
     assert sorted(report["rare"]) == sorted(recorded[f"{run}_mine_id"].tolist())
@@ -201,7 +202,7 @@ def test_cbst_thresholds_and_labels(file, run, golden, tmp_path):
         mine_thresh=float(recorded[f"{run}_mine_thresh"]),
         mine_id_number=3,
     )
-    train_cbst.record_thresholds(args, float(recorded[f"{run}_port"]), histograms, str(tmp_path / "thresholds.json"))
+    labelling.record_thresholds(args, float(recorded[f"{run}_port"]), histograms, str(tmp_path / "thresholds.json"))
     report = json.load(open(tmp_path / "thresholds.json"))
     thresholds = torch.tensor(report["thresholds"])
     expected = recorded[f"{run}_cls_thresh"]
@@ -522,7 +523,7 @@ def train(mini_data, directory, *more, model="MiniResNet18"):
 def test_rounds_continue_after_an_interruption(more, mini_data, tmp_path, monkeypatch):
     train(mini_data, tmp_path / "whole", *more)
     # Broken off while the second round's labels are written, then inside its training.
-    real_save, saved = train_cbst.save_colours, []
+    real_save, saved = labelling.save_colours, []
 
     def broken_save(*arguments):
         saved.append(arguments[0])
@@ -530,7 +531,7 @@ def test_rounds_continue_after_an_interruption(more, mini_data, tmp_path, monkey
             raise KeyboardInterrupt
         real_save(*arguments)
 
-    monkeypatch.setattr(train_cbst, "save_colours", broken_save)
+    monkeypatch.setattr(labelling, "save_colours", broken_save)
     with pytest.raises(KeyboardInterrupt):
         train(mini_data, tmp_path / "parts", *more)
     update, steps = train_cbst.Run.update, []

@@ -286,6 +286,7 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(mini_data, tmp_pa
         ("train_maxsquare.py", "--multi --target-mode IW_maxsquare --val-every 0"),
         ("train_clan.py", "--preheat-steps 1 --lambda-adv 0.1"),
         ("train_fada.py", "--stage all --lambda-adv 0.1 --batch-size 4 --input-size-test 96,48 --scale-range 1,1"),
+        ("train_cbst.py", "--num-rounds 2 --batch-size 1 --mr-weight-kld 0.1 --init-src-port 0.5"),
     ],
 )
 def test_every_script_trains_in_two_processes(script, more, mini_data, tmp_path):
@@ -312,7 +313,8 @@ def test_every_script_trains_in_two_processes(script, more, mini_data, tmp_path)
     doubled = [] if script == "train_fada.py" else ["--batch-size", "2"]  # FADA's is the global one
     command = [sys.executable, script, *common, *doubled, "--snapshot-dir", str(tmp_path / "one")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    last = "adversarial/model_iter000003.pth" if script == "train_fada.py" else "GTA5_3.pth"
+    last = {"train_fada.py": "adversarial/model_iter000003.pth", "train_cbst.py": "round0/gta52cityscapes_round0_epoch2.pth"}
+    last = last.get(script, "GTA5_3.pth")
     one, two = (read_weights(tmp_path / name / last) for name in ("one", "two"))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-6, msg=key)
