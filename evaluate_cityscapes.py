@@ -4,9 +4,15 @@
     python evaluate_cityscapes.py --restore-from ./snapshots/GTA2Cityscapes_multi --csv snapshots.csv     # all of a run
     python evaluate_cityscapes.py --restore-from FILE --set test --save-label-ids ./submission            # for the server
 
-The network is recognised from the checkpoint. As published, images are resized to 1024x512, logits are upsampled bilinearly to
-the label's size, and the main classifier decides (CLAN: the sum of both). MaxSquare scores at the input size instead, with
---resize-labels, and averages over the mirrored image with --flip. For each image <name>.png two files are written to --save:
+The network is recognised from the checkpoint, and with it the protocol; --protocol chooses another, and flags change its parts:
+
+    adaptsegnet, fada   images resized to 1024x512, logits upsampled bilinearly to the label's size, the main classifier decides
+    clan                the same with the sum of both classifiers (the default for twin classifiers)
+    maxsquare           scored at the input size, labels resized to it (--resize-labels); often with --flip
+    crst                images at their own size, logits averaged over scales 0.9, 1, 1.2 and the mirror image (CRST's network)
+    cbst                images at their own size, probabilities at 1/8 with the mirror image, bicubic (ResNet-38)
+
+For each image <name>.png two files are written to --save:
 <name>.png with train ids, which compute_iou.py reads, and <name>_color.png to look at.
 """
 
@@ -24,10 +30,21 @@ from dataset.transforms import Resize
 from model import WeightsError, load_model
 from utils.arguments import DATASETS, DEFAULT_ROOTS, Parser, add_speed_flags, numbers, size
 from utils.device import autocast, choose, prepare
-from utils.evaluation import predictions
+from utils.evaluation import predict_coarsely, predictions
 from utils.metrics import ConfusionMatrix, scores, table, write_results
 from utils.pictures import save_colours, save_ids
 from utils.start import exit_with_message
+
+PROTOCOLS = {
+    "adaptsegnet": {},
+    "maxsquare": {"resize_labels": True},
+    "clan": {"heads": "sum"},
+    "fada": {},
+    "cbst": {"input_size": None, "flip": True},
+    "crst": {"input_size": None, "flip": True, "scales": (0.9, 1.0, 1.2), "average": "logits"},
+}
+# Networks whose authors evaluate in another way than AdaptSegNet; twin classifiers add up by themselves.
+OF_NETWORK = {"ResNet38": "cbst", "DeeplabRes": "crst"}
 
 
 def get_arguments(arguments=None):
@@ -51,13 +68,15 @@ def get_arguments(arguments=None):
     group.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
     group.add_argument("--data-dir", metavar="DIR", help="its root in the official layout (default ./data/Cityscapes, ...)")
     group.add_argument("--data-list", metavar="FILE", help="list of its images; without one, all of the split")
+    group.add_argument("--protocol", choices=PROTOCOLS, help="whose evaluation to follow (default: by the network, as above)")
     group.add_argument("--set", default="val", metavar="SPLIT", help="split to evaluate")
-    group.add_argument("--input-size", type=size, default=(1024, 512), metavar="W,H", help="images are resized to this")
-    parser.add_switch(
-        "--resize-labels", group=group, help="score at the input size, labels resized to it (MaxSquare's protocol)"
+    group.add_argument("--input-size", type=size, metavar="W,H", help="images are resized to this (usually 1024,512)")
+    parser.add_switch("--resize-labels", group=group, help="score at the input size, labels resized to it")
+    parser.add_switch("--flip", help="average the scores of the image and its mirror image")
+    parser.add_argument(
+        "--scales", type=numbers, metavar="LIST", help="average over these input scales, for example 0.75,1,1.25"
     )
-    parser.add_switch("--flip", help="average the probabilities of the image and its mirror image")
-    parser.add_argument("--scales", type=numbers, default=(1.0,), metavar="LIST", help="average over these input scales")
+    parser.set_defaults(resize_labels=None, flip=None)
     parser.add_argument(
         "--save",
         "--checkpoint-dir",
@@ -123,9 +142,10 @@ def evaluate_checkpoint(args, path, device, folder):
         raise WeightsError(f"{path}: is for {num_classes} classes, not --num-classes {args.num_classes}")
     print(f"{model.settings['name']}, {num_classes} classes; {model.load_report}")
     prepare(model, args, device)
-    loader, labelled = build_loader(args, num_classes)
+    protocol = protocol_of(args, model)
+    loader, labelled = build_loader(args, num_classes, protocol)
     confusion = ConfusionMatrix(num_classes, device)
-    options = {"heads": args.heads, "flip": args.flip, "scales": args.scales, "autocast": lambda: autocast(args, device)}
+    options = {"autocast": lambda: autocast(args, device), **protocol["options"]}
     # Threads write the PNGs while the device computes; an error in one of them surfaces at its `result()`.
     with ThreadPoolExecutor(4) as writers:
         written = []
@@ -142,11 +162,36 @@ def evaluate_checkpoint(args, path, device, folder):
     return confusion.matrix if labelled else None
 
 
-def build_loader(args, num_classes):
+def protocol_of(args, model):
+    """The parts of the protocol: --protocol, or the network's own, with what other flags change.
+
+    Raises:
+        ValueError: a flag that the protocol has no use for.
+    """
+    name = args.protocol or OF_NETWORK.get(model.settings["name"], "adaptsegnet")
+    chosen = {"flip": False, "resize_labels": False, "input_size": (1024, 512), **PROTOCOLS[name]}
+    for key in ("input_size", "resize_labels", "flip"):
+        if getattr(args, key) is not None:
+            chosen[key] = getattr(args, key)
+    options = {"flip": chosen["flip"]}
+    if name == "cbst":
+        if args.scales or args.heads:
+            raise ValueError("--protocol cbst has neither --scales nor --heads")
+        options["predict"] = predict_coarsely
+    else:
+        options["heads"] = args.heads or chosen.get("heads")
+        options["scales"] = args.scales or chosen.get("scales", (1.0,))
+        options["average"] = chosen.get("average", "probabilities")
+    print(f"protocol {name}: input {chosen['input_size'] or 'as it is'}, flip {chosen['flip']}, "
+          f"labels {'resized to the input' if chosen['resize_labels'] else 'at their own size'}")  # fmt: skip
+    return {**chosen, "options": options}
+
+
+def build_loader(args, num_classes, protocol):
     """The split's images one by one, and whether they come with labels."""
 
     def build(labels):
-        transform = Resize(args.input_size, label=args.resize_labels)
+        transform = Resize(protocol["input_size"], label=protocol["resize_labels"]) if protocol["input_size"] else None
         return build_dataset(
             args.dataset, args.data_dir, args.set, args.data_list, num_classes, transform, labels, args.city_name
         )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ import compute_iou
 import evaluate_cityscapes
 from dataset import build_dataset, label_table, sequential_loader
 from dataset.classes import PALETTE, to_label_ids
+from dataset.self_training import FitLongerSide
 from dataset.transforms import Resize
 from model import build_model, upsample
 from utils.evaluation import evaluate as score
-from utils.evaluation import predict
+from utils.evaluation import predict, predict_coarsely
 
 EVALUATE = GOLDEN / "adaptsegnet/evaluate"
 NAMES = ("city_000000_000019_leftImg8bit", "city_000001_000019_leftImg8bit")
@@ -205,3 +207,70 @@ def test_wrong_number_of_classes(checkpoints, mini_data):
         evaluate("--restore-from", checkpoints / "GTA5_2.pth", "--num-classes", "16", "--data-dir", mini_data / "Cityscapes")
     with pytest.raises(ValueError, match="no checkpoints"):
         evaluate("--restore-from", mini_data)
+
+
+# The originals' protocols
+
+
+def test_crst_protocol(golden):
+    """Three scales and the mirror image, logits averaged, on the recorded images."""
+    recorded, images = golden("crst/test_protocol.npz"), golden("crst/loaders.npz")
+    model = filled(build_model("DeeplabRes")).eval()
+    for i in range(2):
+        image = torch.from_numpy(images[f"tgt_image{i}"]).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            scores = predict(model, image, (64, 128), flip=True, scales=(0.9, 1.0, 1.2), average="logits")
+        expected = recorded["avg_logits_sub"][i]
+        np.testing.assert_allclose(
+            scores[0].permute(1, 2, 0)[::4, ::4], expected, rtol=0, atol=1e-4 * np.abs(recorded["avg_logits_stats"][2])
+        )
+        assert (scores.argmax(1)[0].numpy() != recorded["pred"][i]).mean() < 1e-3
+
+
+@pytest.mark.parametrize("run, flip", [("a", True), ("c", False)])
+def test_cbst_protocol(run, flip, golden):
+    """Probabilities at 1/8 and bicubic weights, with the recorded network outputs."""
+    recorded, inputs = golden("cbst/evaluation.npz"), golden("cbst/thresholds.npz")
+
+    class Stub(torch.nn.Module):
+        def __init__(self, outputs):
+            super().__init__()
+            self.outputs = list(outputs)
+
+        def normalize(self, images):
+            return images.float()
+
+        def forward(self, images):
+            return [torch.from_numpy(np.log(self.outputs.pop(0)))[None]]
+
+    for i in range(3):
+        image = torch.from_numpy(inputs["image"][i]).permute(2, 0, 1)
+        image = FitLongerSide(58 if flip else 64)(image, None, None, None)[0]
+        model = Stub(inputs["net19"][i] if flip else [recorded["c_net"][i]])
+        scores = predict_coarsely(model, image[None], (32, 64), flip)[0]
+        np.testing.assert_allclose(scores[:, ::5, ::3], recorded[f"{run}_interp_sub"][i], atol=1e-5)
+        assert (scores.argmax(0).numpy() == recorded[f"{run}_pred_trainid"][i]).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    "name, flags, expected",
+    [
+        ("DeeplabMulti", [], {"input_size": (1024, 512), "resize_labels": False, "flip": False}),
+        ("DeeplabMulti", ["--protocol", "maxsquare", "--flip"], {"resize_labels": True, "flip": True}),
+        ("DeeplabMulti", ["--protocol", "fada", "--input-size", "2048,1024"], {"input_size": (2048, 1024), "flip": False}),
+        ("ResNet38", [], {"input_size": None, "flip": True}),
+        ("DeeplabRes", [], {"input_size": None, "flip": True}),
+        ("DeeplabRes", ["--protocol", "adaptsegnet"], {"input_size": (1024, 512), "flip": False}),
+    ],
+)
+def test_protocols(name, flags, expected):
+    args = evaluate_cityscapes.get_arguments(["--restore-from", "x", *flags])
+    chosen = evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}))
+    assert {key: chosen[key] for key in expected} == expected
+    if name == "DeeplabRes" and not flags:
+        assert chosen["options"] == {"flip": True, "heads": None, "scales": (0.9, 1.0, 1.2), "average": "logits"}
+    with pytest.raises(ValueError, match="neither --scales nor --heads"):
+        evaluate_cityscapes.protocol_of(
+            evaluate_cityscapes.get_arguments(["--restore-from", "x", "--protocol", "cbst", "--scales", "1,2"]),
+            SimpleNamespace(settings={"name": name}),
+        )

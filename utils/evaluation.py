@@ -1,6 +1,7 @@
 """Prediction with mirrored and rescaled images, and scoring over a data set."""
 
 import contextlib
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -9,38 +10,47 @@ from dataset.reading import image_size
 from model import upsample
 
 from .metrics import ConfusionMatrix
+from .pseudo_labels import CoarseProbabilities
 
 
-def predict(model, images, size, heads=None, flip=False, scales=(1.0,)):
+def predict(model, images, size, heads=None, flip=False, scales=(1.0,), average="probabilities"):
     """Scores (N,C,H,W) of images at output `size` (H,W): their argmax is the prediction.
 
-    A single pass gives logits; with `flip` or several `scales` the softmax probabilities of all passes are averaged.
+    A single pass gives logits; with `flip` or several `scales` the probabilities (or the logits) of all passes are averaged.
 
     Args:
         images: (N,3,h,w) uint8 RGB, or floats that are normalised already.
         heads: "last" (the main classifier) or "sum" (the classifiers' logits added, as CLAN does); default: the network's own.
         scales: factors of the input size.
+        average: "probabilities" or "logits" (CRST).
     """
     if not flip and tuple(scales) == (1.0,):
         return upsample(_logits(model, images, heads), size)
     total = 0.0
+    vote = partial(F.softmax, dim=1) if average == "probabilities" else torch.nn.Identity()
     if not images.is_floating_point():
         images = model.normalize(images)  # before resizing, so that nothing is rounded
     for scale in scales:
         scaled = images if scale == 1.0 else _rescale(images, scale)
-        total = total + F.softmax(upsample(_logits(model, scaled, heads), size), dim=1)
+        total = total + vote(upsample(_logits(model, scaled, heads), size))
         if flip:
-            mirrored = upsample(_logits(model, scaled.flip(-1), heads), size)
-            total += F.softmax(mirrored, dim=1).flip(-1)
+            total = total + vote(upsample(_logits(model, scaled.flip(-1), heads), size)).flip(-1)
     return total / (len(scales) * (2 if flip else 1))
 
 
+def predict_coarsely(model, images, size, flip=False):
+    """Scores as the MXNet CBST makes them: probabilities at 1/8, interpolated with bicubic weights; one image at a time."""
+    predictor = CoarseProbabilities(flip)
+    return predictor.scores(predictor.maps(model, images), size, images.shape[-2:])[None]
+
+
 @torch.inference_mode()
-def predictions(model, loader, device, autocast=contextlib.nullcontext, **options):
+def predictions(model, loader, device, autocast=contextlib.nullcontext, predict=predict, **options):
     """Predict a loader of single samples (see `dataset.sequential_loader`) at full size.
 
     Yields (batch, prediction): prediction is (1,H,W) uint8 on the device, as large as the label or, without one, as the
-    image's file. `options` are those of `predict`; `autocast` makes the context of mixed precision.
+    image's file. `options` are those of the function `predict`; `autocast` makes the context of
+    mixed precision.
     """
     for batch in loader:
         size = batch["label"].shape[1:] if "label" in batch else image_size(batch["path"][0])[::-1]
