@@ -170,9 +170,8 @@ def protocol_of(args, model):
     """
     name = args.protocol or OF_NETWORK.get(model.settings["name"], "adaptsegnet")
     chosen = {"flip": False, "resize_labels": False, "input_size": (1024, 512), **PROTOCOLS[name]}
-    for key in ("input_size", "resize_labels", "flip"):
-        if getattr(args, key) is not None:
-            chosen[key] = getattr(args, key)
+    given = {"input_size": args.input_size, "resize_labels": args.resize_labels, "flip": args.flip}
+    chosen.update({key: value for key, value in given.items() if value is not None})
     options = {"flip": chosen["flip"]}
     if name == "cbst":
         if args.scales or args.heads:

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import torch
+from torchvision.models import get_weight
 
 from .dialects import fada_discriminator, fada_settings, from_fada, is_fada
 from .mxnet import ParamsError, is_params, read_params
@@ -27,7 +28,8 @@ class WeightsError(ValueError):
 
 
 def read_weights(source):
-    """Read the weights of one network from a file or URL as {key: tensor}, prefixes removed.
+    """Read the weights of one network as {key: tensor}, prefixes removed, from a file, a URL, or torchvision by name
+    (`torchvision:ResNet101_Weights.IMAGENET1K_V1`; downloaded, and checked against its hash).
 
     Understood: plain state dicts, `{"state_dict": ...}` containers, FADA's containers, keys with `module.`, and the `Scale.`
     prefix of AdaptSegNet's initialisation file (whose classifier, made for other classes, is dropped).
@@ -163,7 +165,9 @@ def _settings_of_run(source):
 def _load(source):
     source = str(source)
     try:
-        if source.startswith(("http://", "https://")):
+        if source.startswith("torchvision:"):
+            state = get_weight(source.removeprefix("torchvision:")).get_state_dict(check_hash=True, map_location="cpu")
+        elif source.startswith(("http://", "https://")):
             state = torch.hub.load_state_dict_from_url(source, map_location="cpu", check_hash=True, weights_only=True)
         else:
             if os.path.isfile(source) and is_params(source):

@@ -16,7 +16,17 @@ import train_clan
 import train_fada
 import train_maxsquare
 import train_source
-from scripts import adabn, benchmark, check_data, class_statistics, demo, make_mini_data, spatial_prior
+from scripts import (
+    adabn,
+    benchmark,
+    check_data,
+    class_statistics,
+    convert_checkpoint,
+    demo,
+    make_mini_data,
+    predict,
+    spatial_prior,
+)
 from utils.arguments import Parser, numbers, size, truth
 
 SCRIPTS = {
@@ -33,6 +43,8 @@ SCRIPTS = {
     "scripts/class_statistics.py": (class_statistics, []),
     "scripts/check_data.py": (check_data, ["gta5", "root"]),
     "scripts/demo.py": (demo, []),
+    "scripts/convert_checkpoint.py": (convert_checkpoint, ["a", "b", "--to", "plain"]),
+    "scripts/predict.py": (predict, ["image.png", "--restore-from", "x"]),
     "scripts/spatial_prior.py": (spatial_prior, []),
     "scripts/make_mini_data.py": (make_mini_data, ["out"]),
 }
