@@ -81,7 +81,7 @@ def test_spelling_is_forgiven():
         "--lambda_seg 0.3 --Learning-Rate-d=5e-5 --RANDOM_MIRROR True --input_size_source 64,32".split()
     )
     assert (args.lambda_seg, args.learning_rate_D, args.random_mirror, args.input_size) == (0.3, 5e-5, True, (64, 32))
-    for words, expected in (([], False), (["--flip"], True), (["--flip", "True"], True), (["--flip", "False"], False)):
+    for words, expected in (([], None), (["--flip"], True), (["--flip", "True"], True), (["--flip", "False"], False)):
         assert evaluate_cityscapes.get_arguments(["--restore-from", "x", *words]).flip is expected
 
 

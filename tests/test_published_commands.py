@@ -1,0 +1,66 @@
+"""Every published training command, from its words to the first training step, on the mini data."""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT
+
+import train_adaptsegnet
+import train_cbst
+import train_clan
+import train_maxsquare
+import train_source
+from scripts import spatial_prior
+
+MODULES = {
+    "train_adaptsegnet.py": train_adaptsegnet,
+    "train_source.py": train_source,
+    "train_maxsquare.py": train_maxsquare,
+    "train_clan.py": train_clan,
+    "train_cbst.py": train_cbst,
+}
+ROOTS = {"gta5": "GTA5", "synthia": "SYNTHIA", "cityscapes": "Cityscapes", "crosscity": "NTHU_Datasets"}
+COMMANDS = [line.split(" ", 1) for line in (ROOT / "tests/published_commands.txt").read_text().splitlines()]
+COMMANDS = [(script, command) for script, command in COMMANDS if script in MODULES]
+
+
+@pytest.mark.parametrize("script, command", COMMANDS)
+def test_it_trains(script, command, mini_data, tmp_path, monkeypatch):
+    """Only data, sizes, weights and the length of the run are replaced; everything else is as published."""
+    args = MODULES[script].get_arguments(command.split())
+    small = {
+        "data_dir": str(mini_data / ROOTS[args.source]), "input_size": (64, 32), "restore_from": "none", "device": "cpu",
+        "gpu": None, "num_workers": 0, "snapshot_dir": str(tmp_path), "num_steps": 4, "num_steps_stop": 1, "resume": False,
+        "amp": "off", "log_every": 1, "val_every": 0, "batch_size": 2, "restore_discriminator": None,
+    }  # fmt: skip
+    if hasattr(args, "target"):
+        small |= {"data_dir_target": str(mini_data / ROOTS[args.target]), "input_size_target": (64, 32)}
+    small |= {"data_list": None, "data_list_target": None}
+    if script == "train_cbst.py":
+        prior = str(tmp_path / "prior.mat")
+        flags = [
+            "--source",
+            args.source,
+            "--data-dir",
+            small["data_dir"],
+            "--size",
+            "96,48",
+            "--output",
+            prior,
+            "--workers",
+            "1",
+        ]
+        spatial_prior.main(spatial_prior.get_arguments([*flags, "--num-classes", str(args.num_classes)]))
+        small |= {"num_rounds": 1, "epochs_per_round": 1, "prior": prior, "input_size": (60, 60), "test_scales": 90}
+    else:
+        twin = script == "train_clan.py"
+        small |= {"model": "MiniResNet18Twin" if twin else "MiniResNet18"}
+    for key, value in small.items():
+        if hasattr(args, key):
+            setattr(args, key, value)
+    MODULES[script].main(args)
+    folder = tmp_path / "round0" if script == "train_cbst.py" else tmp_path
+    rows = [json.loads(line) for line in open(folder / "metrics.jsonl")]
+    losses = {name: value for name, value in rows[0].items() if name.startswith("loss")}
+    assert losses and all(torch.isfinite(torch.tensor(value)) for value in losses.values())
