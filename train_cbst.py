@@ -128,7 +128,11 @@ def get_arguments(arguments=None):
         "--random-scale", type=truth, nargs="?", const=True, default=True, metavar="BOOL", help="crst: scale images"
     )
     group.add_argument(
-        "--scale-rate-range", "--train-scale-src", type=numbers, metavar="LOW,HIGH", help="(default 0.5,1.5; cbst 0.7,1.3)"
+        "--scale-rate-range",
+        "--train-scale-src",
+        type=numbers,
+        metavar="LOW,HIGH",
+        help="sizes of crops (default 0.5,1.5; cbst 0.7,1.3)",
     )
     group.add_argument(
         "--eval-scale", type=float, default=0.9, metavar="F", help="crst: images are scaled by this to be labelled"
@@ -141,6 +145,24 @@ def get_arguments(arguments=None):
     group.add_argument(
         "--test-flipping", type=truth, nargs="?", const=True, default=True, metavar="BOOL", help="average with the mirror image"
     )
+    parser.add_switch("--is-training", help="CRST's name for --batch-norm frozen-affine")
+    parser.describe(
+        input_size="size of the crops of both domains (default 1024,512; cbst 504,504, one number stands for both)",
+        input_size_target="images are resized to this for validation (default 2048,1024)",
+        learning_rate="of the trunk (default 5e-5; cbst 1e-4 in the first round, divided by sqrt(2) in each)",
+        num_steps="not used: a round has --epochs-per-round epochs",
+        num_steps_stop="not used: a round has --epochs-per-round epochs",
+        power="of the poly schedule within an epoch (default 0: constant)",
+        batch_size="images per process, of both domains together",
+        random_seed="seeds everything, the choice of source images too (default 3; cbst 0)",
+    )
+    accept_old_names(parser)
+    parser.set_defaults(batch_size=2, **dict.fromkeys(PROTOCOLS["crst"]))
+    return with_published_defaults(parser.parse_args(arguments))
+
+
+def accept_old_names(parser):
+    """What the flags are called in the two originals, and the flags that had no effect there or have none here."""
     parser.also("--data-dir", "--data-root", "--data-src-dir")
     parser.also("--data-dir-target", "--data-root-tgt", "--data-tgt-dir")
     parser.also("--data-list", "--data-src-list")
@@ -152,11 +174,9 @@ def get_arguments(arguments=None):
     parser.also("--random-seed", "--seed-int", "--randseed")
     parser.also("--num-workers", "--prefetch-threads")
     parser.also("--gpu", "--gpus")
-    parser.accept_without_effect("--rm-prob", "--debug", "--is-training", "--eval-training", "--pin-memory")
+    parser.accept_without_effect("--rm-prob", "--debug", "--eval-training", "--pin-memory")
     parser.accept_without_effect("--to-epoch", "--split-tgt", "--self-training-script", "--log-file", "--rare-cls-num",
                                  "--kc-value", "--ignore-label", takes_value=True)  # fmt: skip
-    parser.set_defaults(batch_size=2, **dict.fromkeys(PROTOCOLS["crst"]))
-    return with_published_defaults(parser.parse_args(arguments))
 
 
 def with_published_defaults(args):
@@ -164,6 +184,8 @@ def with_published_defaults(args):
     if "_rna-a1_cls" in args.model:  # MXNet's names say everything: cityscapes_rna-a1_cls19_s8
         args.num_classes, args.model = int(args.model.split("_cls")[1].split("_")[0]), "ResNet38"
     args.protocol = args.protocol or ("cbst" if args.model.lower() == "resnet38" else "crst")
+    if args.is_training and args.batch_norm is None:
+        args.batch_norm = "frozen-affine"
     for key, value in PROTOCOLS[args.protocol].items():
         if getattr(args, key) is None:
             setattr(args, key, value)

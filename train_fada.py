@@ -85,6 +85,15 @@ def get_arguments(arguments=None):
     group.add_argument("--class-balanced", type=truth, default=True, metavar="BOOL", help="sample rare classes more often")
     group.add_argument("--class-statistics", metavar="FILE",
                        help="class_statistics_C.json or label_info.p (default: beside the source data, or made)")  # fmt: skip
+    parser.describe(
+        learning_rate="of the features (default 5e-4, adversarial 2.5e-4); the classifier has 10 times that",
+        num_steps="where the poly schedule reaches 0 (default 31250, adversarial 62500)",
+        num_steps_stop="where training stops (default 20000, adversarial 40000)",
+        num_classes="default 19, for SYNTHIA 16",
+        batch_norm="default frozen; train in distill for GTA5 with ResNet-101",
+        updates="of the discriminator's Adam: as PyTorch 1.2 computed it (published) or as today (clean)",
+        input_size_target="target images are resized to this; in distill crops have this size (default 1024,512)",
+    )
     args = set_target_defaults(set_source_defaults(parser.parse_args(arguments)))
     args.num_classes = args.num_classes or (16 if args.source == "synthia" else 19)
     return args

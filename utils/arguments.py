@@ -42,6 +42,11 @@ class Parser(argparse.ArgumentParser):
         action.option_strings = [*action.option_strings, *aliases]
         self._option_string_actions.update(dict.fromkeys(aliases, action))
 
+    def describe(self, **help):
+        """Say what shared flags mean in this script, where that is something else."""
+        for name, text in help.items():
+            self._option_string_actions["--" + name.replace("_", "-")].help = text
+
     def accept_without_effect(self, *names, takes_value=False):
         """Accept flags that the original declares and never reads, so that old command lines work; parsing says so."""
         for name in names:
