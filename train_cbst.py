@@ -194,6 +194,10 @@ def with_published_defaults(args):
     args.input_size_target = args.input_size_target or (2048, 1024)
     if args.lr_weight_ent and args.protocol == "cbst":
         raise ValueError("--lr-weight-ent belongs to --protocol crst")
+    if args.protocol == "cbst" and args.input_size[0] != args.input_size[1]:
+        raise ValueError(f"--input-size {args.input_size[0]},{args.input_size[1]}: crops of --protocol cbst are square")
+    if args.protocol == "crst" and args.num_rounds < 2:
+        raise ValueError("--num-rounds must be at least 2: the last round of --protocol crst trains nothing")
     return set_target_defaults(set_source_defaults(args))
 
 
@@ -255,9 +259,7 @@ def main(args):
             continue
         if distributed.is_main():
             os.makedirs(settings.snapshot_dir, exist_ok=True)
-            print(
-                f"\nround {r}: {portions['target']:.0%} of the target's pixels, {portions['source']:.2%} of the source's images"
-            )
+            print(f"\nround {r}: {portions['target']:.0%} of the target's pixels, {portions['source']:.2%} of the source's")
         distributed.wait_for_all()
         network = build_network(settings, r, device)
         rare = label_target(settings, portions["target"], network, device)

@@ -587,5 +587,10 @@ def test_published_commands_of_the_mxnet_driver():
     assert (args.protocol, args.model, args.num_classes, args.source) == ("cbst", "ResNet38", 19, "gta5")
     assert (args.data_dir, args.data_dir_target, args.snapshot_dir, args.restore_from) == ("A", "B", "C", "W")
     assert (args.batch_size, args.learning_rate, args.with_prior, args.num_workers) == (2, 1e-4, True, 2)
-    with pytest.raises(ValueError, match="belongs to --protocol crst"):
-        get_arguments(["--model", "ResNet38", "--lr-weight-ent", "0.25"])
+    for flags, message in (
+        (["--model", "ResNet38", "--lr-weight-ent", "0.25"], "belongs to --protocol crst"),
+        (["--model", "ResNet38", "--crop-size", "500,400"], "crops of --protocol cbst are square"),
+        (["--num-rounds", "1"], "must be at least 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            get_arguments(flags)

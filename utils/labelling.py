@@ -45,24 +45,26 @@ def label_target(args, portion, network, device):
     crst = args.protocol == "crst"
     predictor = FullSizeLogits(args.test_flipping) if crst else CoarseProbabilities(args.test_flipping)
     dataset = target_dataset(args, ScaleImage(args.eval_scale) if crst else FitLongerSide(args.test_scales))
-    mine = dataset.records[distributed.rank() :: distributed.world_size()]
     prior = partial(spatial_prior, args, device) if args.with_prior else None
     found = os.path.join(args.snapshot_dir, "thresholds.json")
     if not os.path.exists(found) or args.lr_weight_ent:
         write_maps(args, dataset, predictor, network, device)
     if not os.path.exists(found):
         histograms = ConfidenceHistograms(args.num_classes, SUBSAMPLING, device)
-        for record in progress(mine, "confidence"):
+        share = dataset.records[distributed.rank() :: distributed.world_size()]
+        for record in progress(share, "confidence"):
             histograms.add(scores_of(args, predictor, record, prior, device))
         record_thresholds(args, portion, histograms.reduce(), found)
     with open(found) as file:
         report = json.load(file)
     thresholds, alpha = torch.tensor(report["thresholds"], device=device), args.lr_weight_ent or None
     os.makedirs(os.path.join(args.snapshot_dir, "pseudo_labels"), exist_ok=True)
-    missing = [record for record in mine if not os.path.exists(label_path(args, record))]
-    if missing and not os.path.isdir(os.path.join(args.snapshot_dir, "maps")):
+    missing = [record for record in dataset.records if not os.path.exists(label_path(args, record))]
+    has_maps = os.path.isdir(os.path.join(args.snapshot_dir, "maps"))
+    distributed.wait_for_all()  # all processes have seen the same before one writes
+    if missing and not has_maps:
         write_maps(args, dataset, predictor, network, device)
-    for record in progress(missing, "labels"):
+    for record in progress(missing[distributed.rank() :: distributed.world_size()], "labels"):
         label = select(scores_of(args, predictor, record, prior, device), thresholds, alpha)
         save_colours(label_path(args, record), label.cpu().numpy(), args.num_classes)
     distributed.wait_for_all()

@@ -46,6 +46,7 @@ def class_balanced_order(args, dataset, statistics, directory):
     made = os.path.join(directory, name)
     usual = [made, *(os.path.join(args.data_dir, usual) for usual in (name, "gtav_label_info.p", "synthia_label_info.p"))]
     path = statistics or next((path for path in usual if os.path.exists(path)), None)
+    distributed.wait_for_all()  # all processes have looked before one writes
     if path is None:
         path = made
         if distributed.is_main():
