@@ -1,7 +1,7 @@
 """Evaluate checkpoints: predictions as PNGs and, where there are labels, the IoU of each class at full label resolution.
 
     python evaluate_cityscapes.py --restore-from ./model/GTA2Cityscapes_multi-ed35151c.pth
-    python evaluate_cityscapes.py --restore-from ./snapshots/GTA2Cityscapes_multi --csv snapshots.csv     # all of a run
+    python evaluate_cityscapes.py --restore-from ./snapshots/GTA2Cityscapes_multi --csv all.csv --plot all.png  # of a run
     python evaluate_cityscapes.py --restore-from FILE --set test --save-label-ids ./submission            # for the server
 
 The network is recognised from the checkpoint, and with it the protocol; --protocol chooses another, and flags change its parts:
@@ -32,7 +32,7 @@ from utils.arguments import DATASETS, DEFAULT_ROOTS, Parser, add_speed_flags, nu
 from utils.device import autocast, choose, prepare
 from utils.evaluation import predict_coarsely, predictions
 from utils.metrics import ConfusionMatrix, scores, table, write_results
-from utils.pictures import save_colours, save_ids
+from utils.pictures import curve, save_colours, save_ids, save_picture
 from utils.start import exit_with_message
 
 PROTOCOLS = {
@@ -89,6 +89,7 @@ def get_arguments(arguments=None):
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures to this file")
     parser.add_argument("--csv", metavar="FILE", help="write one row per checkpoint to this file")
+    parser.add_argument("--plot", metavar="FILE", help="of a folder of checkpoints: draw mIoU over steps to this PNG")
     add_speed_flags(parser, workers=4)
     parser.accept_without_effect("--is-training", "--image-summary")
     parser.accept_without_effect("--ignore-label", takes_value=True)
@@ -113,6 +114,9 @@ def main(args):
             write_results(results, "checkpoint", args.json, args.csv)
     if len(results) > 1:
         print_selection(results)
+        points = points_over_steps(results)
+        if args.plot and points:
+            save_picture(args.plot, curve(points, "mIoU in % over steps"))
     return results
 
 
@@ -214,12 +218,19 @@ def save_prediction(folder, label_id_folder, name, ids, num_classes):
         save_ids(os.path.join(label_id_folder, f"{stem}.png"), to_label_ids(ids, num_classes))
 
 
+def points_over_steps(results):
+    """(step, mIoU in %) of the checkpoints whose names end in a number of steps."""
+    steps = {stem: re.search(r"(\d+)$", stem) for stem in results}
+    scored = {stem: found for stem, found in steps.items() if found and results[stem]["miou"] is not None}
+    return [(int(found[1]), 100 * results[stem]["miou"]) for stem, found in scored.items()]
+
+
 def print_selection(results):
     """Last and best apart, and how far the last five are from each other: the best of many is chosen with the val labels."""
     values = [(stem, 100 * result["miou"]) for stem, result in results.items() if result["miou"] is not None]
     if not values:
         return
-    steps = [value for value in values if re.search(r"_\d+$", value[0])] or values
+    steps = [value for value in values if re.search(r"\d$", value[0])] or values
     best = max(values, key=lambda value: value[1])
     recent = [value for _, value in steps[-5:]]
     print(f"\nlast: {steps[-1][0]} {steps[-1][1]:.2f}; best: {best[0]} {best[1]:.2f} (chosen with these very labels); "

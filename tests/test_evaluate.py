@@ -109,9 +109,13 @@ def test_a_folder_of_checkpoints_gives_one_row_each_in_order(checkpoints, mini_d
             tmp_path,
             "--csv",
             tmp_path / "a.csv",
+            "--plot",
+            tmp_path / "a.png",
         )
     )
     assert list(results) == ["GTA5_2", "GTA5_10"]
+    with Image.open(tmp_path / "a.png") as plot:
+        assert plot.size == (720, 360) and len(np.unique(np.array(plot))) > 3
     rows = (tmp_path / "a.csv").read_text().splitlines()
     assert rows[0].startswith("checkpoint,mIoU,road") and [row.split(",")[0] for row in rows[1:]] == ["GTA5_2", "GTA5_10"]
     assert "last: GTA5_10" in capsys.readouterr().out

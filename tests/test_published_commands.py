@@ -1,4 +1,4 @@
-"""Every published training command, from its words to the first training step, on the mini data."""
+"""Every published command on the mini data: training to the first step, evaluation and IoU to their figures."""
 
 import json
 
@@ -6,11 +6,14 @@ import pytest
 import torch
 from conftest import ROOT
 
+import compute_iou
+import evaluate_cityscapes
 import train_adaptsegnet
 import train_cbst
 import train_clan
 import train_maxsquare
 import train_source
+from model import build_model
 from scripts import spatial_prior
 
 MODULES = {
@@ -64,3 +67,23 @@ def test_it_trains(script, command, mini_data, tmp_path, monkeypatch):
     rows = [json.loads(line) for line in open(folder / "metrics.jsonl")]
     losses = {name: value for name, value in rows[0].items() if name.startswith("loss")}
     assert losses and all(torch.isfinite(torch.tensor(value)) for value in losses.values())
+
+
+EVALUATIONS = [line.split(" ", 1) for line in (ROOT / "tests/published_commands.txt").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("script, command", [pair for pair in EVALUATIONS if pair[0] not in MODULES])
+def test_it_evaluates(script, command, mini_data, tmp_path):
+    """The published evaluation commands on a small network, and its predictions through the published IoU commands."""
+    torch.save(build_model("MiniResNet18").state_dict(), tmp_path / "weights.pth")
+    evaluation = command if script == "evaluate_cityscapes.py" else "--restore-from x"
+    args = evaluate_cityscapes.get_arguments(evaluation.split())
+    args.restore_from, args.model, args.data_dir = str(tmp_path / "weights.pth"), None, str(mini_data / "Cityscapes")
+    args.save, args.device, args.gpu, args.num_workers = str(tmp_path / "result"), "cpu", None, 0
+    args.input_size = args.input_size and (64, 32)
+    results = evaluate_cityscapes.main(args)
+    assert len(list((tmp_path / "result").glob("*_color.png"))) == 3 and 0 <= results["weights"]["miou"] <= 1
+    if script == "compute_iou.py":
+        args = compute_iou.get_arguments(command.split())
+        args.gt_dir, args.pred_dir = str(mini_data / "Cityscapes/gtFine/val"), [str(tmp_path / "result")]
+        compute_iou.main(args)

@@ -70,6 +70,34 @@ def grid(rows, titles=None, gap=4):
     return np.array(image)
 
 
+def curve(points, title, size=(720, 360)):
+    """A line through (x, y) points as an (H,W,3) uint8 picture, with the range of both axes and the highest point marked."""
+    margin, (width, height) = 48, size
+    xs, ys = zip(*sorted(points), strict=True)
+    low, high = min(ys), max(ys)
+
+    def place(x, y):
+        across = (x - xs[0]) / max(xs[-1] - xs[0], 1e-9)
+        up = (y - low) / max(high - low, 1e-9)
+        return margin + across * (width - 2 * margin), height - margin - up * (height - 2 * margin)
+
+    image = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((margin, margin, width - margin, height - margin), outline="grey")
+    corners = [place(x, y) for x, y in zip(xs, ys, strict=True)]
+    draw.line(corners, fill=(0, 0, 142), width=2)
+    best = corners[ys.index(high)]
+    for x, y in corners:
+        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=(220, 20, 60) if (x, y) == best else (0, 0, 142))
+    draw.text((margin, 16), title, fill="black")
+    draw.text((best[0] + 5, best[1] - 12), f"{high:.2f}", fill=(220, 20, 60))
+    for text, position in ((f"{high:.1f}", (8, margin - 6)), (f"{low:.1f}", (8, height - margin - 6))):
+        draw.text(position, text, fill="black")
+    for text, x in ((f"{xs[0]:g}", margin), (f"{xs[-1]:g}", width - margin - 30)):
+        draw.text((x, height - margin + 8), text, fill="black")
+    return np.array(image)
+
+
 def _colours(num_classes):
     table = np.zeros((256, 3), np.uint8)
     if num_classes in SUBSETS:
