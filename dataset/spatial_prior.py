@@ -82,16 +82,19 @@ def save_prior(path, prior):
 def load_prior(path, num_classes, size):
     """Read a prior for `num_classes` classes as (C,H,W) float32 at `size` (W,H), with overall mean 1 and nothing below 0.
 
+    A prior of another size is resized bilinearly, and a note printed.
+
     Raises:
         PriorError: no such file or variable, another number of classes, or numbers that are none.
     """
     prior = _read(path)
     if prior.ndim != 3 or len(prior) != num_classes:
         raise PriorError(f"{path}: its prior_array has shape {prior.shape}, not ({num_classes}, height, width)")
-    if not np.isfinite(prior).all() or prior.max() <= 0:
+    if prior.dtype.kind not in "fiu" or not np.isfinite(prior).all() or not (prior > 0).any():
         raise PriorError(f"{path}: its prior_array holds no positive numbers, or some that are not finite")
     prior = prior.astype(np.float32).clip(0)
     if prior.shape[1:] != (size[1], size[0]):
+        print(f"note: {path} is resized from {prior.shape[2]}x{prior.shape[1]} to {size[0]}x{size[1]}")
         planes = torch.from_numpy(prior)[None]
         prior = F.interpolate(planes, size=(size[1], size[0]), mode="bilinear", align_corners=False)[0].numpy()
     return prior / prior.mean()

@@ -8,6 +8,7 @@ oldest with their number of dimensions.
 import math
 import os
 import struct
+import sys
 
 import numpy as np
 
@@ -113,6 +114,8 @@ def _read_array(reader):
         raise ParamsError(f"{reader.path}: holds a sparse array, which no checkpoint of CBST does")
     if magic == V3:
         dimensions = reader.take("<i")
+        if dimensions < -1:
+            raise ParamsError(f"{reader.path}: damaged ({dimensions} dimensions)")
         known = dimensions >= 0
     else:
         dimensions = reader.take("<I") if magic in (V1, V2) else magic
@@ -128,4 +131,7 @@ def _read_array(reader):
         raise ParamsError(f"{reader.path}: damaged (type {code}, shape {shape})")
     dtype = np.dtype(TYPES[code]).newbyteorder("<")
     data = reader.bytes(math.prod(shape) * dtype.itemsize)
+    # An empty array takes no bytes whatever its other sides claim to be; numpy refuses those that overflow its own counter.
+    if math.prod(max(side, 1) for side in shape) * dtype.itemsize > sys.maxsize:
+        raise ParamsError(f"{reader.path}: damaged (shape {shape})")
     return np.frombuffer(data, dtype).reshape(shape).astype(TYPES[code])

@@ -1,5 +1,7 @@
 """ResNet-38 (variant A1 of Wu et al., "Wider or Deeper", 1611.10080) with output stride 8: CBST's network."""
 
+import re
+
 import numpy as np
 import torch
 from torch import nn
@@ -24,9 +26,9 @@ BLOCKS = [
 ]
 BRANCHES = ("branch2a", "branch2b1", "branch2b2")
 
-# Endings of MXNet's names and of ours.
-ENDINGS = {"_gamma": ".weight", "_beta": ".bias", "_moving_mean": ".running_mean", "_moving_var": ".running_var",
-           "_weight": ".weight", "_bias": ".bias"}  # fmt: skip
+# How MXNet calls what a norm holds.
+NORM_ENDINGS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
+HEAD = re.compile(r"arg:linear(\d+)_(weight|bias)")
 
 
 class Block(nn.Module):
@@ -105,59 +107,53 @@ def from_mxnet(arrays):
     """A checkpoint's {"arg:..." or "aux:...": array} to a state dict for `ResNet38`; the 1000-class classifier is dropped.
 
     Raises:
-        ValueError: a name that no part of the network has.
+        ValueError: a name that no part of the network has, or two classifiers.
     """
-    state = {}
+    keys, state = {name: key for key, name in _names().items()}, {}
     for name, array in arrays.items():
-        kind, _, plain = name.partition(":")
-        if plain.startswith("linear1000"):
+        head = HEAD.fullmatch(name)
+        if head and head[1] == "1000":
             continue
-        key = _our_key(plain)
-        if kind not in ("arg", "aux") or key is None:
+        key = f"classifier.{head[2]}" if head else keys.get(name)
+        if key is None:
             raise ValueError(f"{name!r} is no part of ResNet-38")
+        if key in state:
+            raise ValueError(f"{name!r} is a second classifier")
         state[key] = torch.from_numpy(np.ascontiguousarray(array, np.float32))
     return state
 
 
 def to_mxnet(state):
-    """A `ResNet38` state dict as {"arg:..." or "aux:...": float32 array}: the inverse of `from_mxnet`."""
-    classes = len(state["classifier.bias"])
-    return {
-        _mxnet_name(key, classes): value.detach().cpu().float().numpy()
-        for key, value in state.items()
-        if not key.endswith("num_batches_tracked")
-    }
+    """A `ResNet38` state dict as {"arg:..." or "aux:...": float32 array}: the inverse of `from_mxnet`.
+
+    Raises:
+        ValueError: a key that MXNet's network does not have.
+    """
+    names = _names()
+    for value in ("weight", "bias"):
+        key = f"classifier.{value}"
+        if key in state:
+            names[key] = f"arg:linear{len(state[key])}_{value}"
+    kept = [key for key in state if not key.endswith("num_batches_tracked")]
+    unknown = [key for key in kept if key not in names]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no part of MXNet's ResNet-38")
+    return {names[key]: state[key].detach().cpu().float().numpy() for key in kept}
 
 
-def _our_key(plain):
-    ending = next((ending for ending in ENDINGS if plain.endswith(ending)), None)
-    if ending is None:
-        return None
-    module = plain.removesuffix(ending)
-    return f"{_module_path(module)}{ENDINGS[ending]}" if _module_path(module) else None
+def _names():
+    """{our key: MXNet's name} of everything but the classifier, whose name there depends on the number of classes."""
+    names = {"conv1a.weight": "arg:conv1a_weight", **_norm_names("bn7", "bn7")}
+    names |= {f"conv6a.{value}": f"arg:conv6a_{value}" for value in ("weight", "bias")}
+    for block, widths, *_ in BLOCKS:
+        if block.endswith("a"):
+            names[f"blocks.{block}.projection.weight"] = f"arg:res{block}_branch1_weight"
+        for branch in BRANCHES[: len(widths)]:
+            names[f"blocks.{block}.convolutions.{branch}.weight"] = f"arg:res{block}_{branch}_weight"
+            names |= _norm_names(f"blocks.{block}.norms.{branch}", f"bn{block}_{branch}")
+    return names
 
 
-def _module_path(module):
-    if module in ("conv1a", "bn7", "conv6a"):
-        return module
-    if module.startswith("linear"):
-        return "classifier"
-    block, _, branch = module.partition("_")
-    kind, name = ("res", block.removeprefix("res")) if block.startswith("res") else ("bn", block.removeprefix("bn"))
-    if name not in {entry[0] for entry in BLOCKS} or branch not in ("branch1", *BRANCHES):
-        return None
-    part = "norms" if kind == "bn" else "projection" if branch == "branch1" else "convolutions"
-    return f"blocks.{name}.{part}" + ("" if part == "projection" else f".{branch}")
-
-
-def _mxnet_name(key, classes):
-    path, _, value = key.rpartition(".")
-    norm = ".norms." in key or path == "bn7"
-    endings = {"weight": "gamma", "bias": "beta"} if norm else {}
-    endings |= {"running_mean": "moving_mean", "running_var": "moving_var"}
-    kind = "aux" if value.startswith("running") else "arg"
-    if path.startswith("blocks."):
-        _, block, part, *branch = path.split(".")
-        path = f"{'bn' if part == 'norms' else 'res'}{block}_{branch[0] if branch else 'branch1'}"
-    path = f"linear{classes}" if path == "classifier" else path
-    return f"{kind}:{path}_{endings.get(value, value)}"
+def _norm_names(path, module):
+    kinds = {value: "aux" if value.startswith("running") else "arg" for value in NORM_ENDINGS}
+    return {f"{path}.{value}": f"{kinds[value]}:{module}_{ending}" for value, ending in NORM_ENDINGS.items()}

@@ -23,6 +23,17 @@ NUMPY_NUMBERS = [
 ]
 
 
+FADA = "a checkpoint of FADA"
+
+
+class State(dict):
+    """A state dict that remembers what kind of file it is from."""
+
+    def __init__(self, tensors, dialect="a state dict"):
+        super().__init__(tensors)
+        self.dialect = dialect
+
+
 class WeightsError(ValueError):
     """A weight file that cannot be read or does not fit; the message names the file and the way out."""
 
@@ -39,9 +50,10 @@ def read_weights(source):
     """
     state = _load(source)
     if is_fada(state):
-        return from_fada(state)
+        return State(from_fada(state), FADA)
+    dialect = getattr(state, "dialect", "a state dict")
     if isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+        state, dialect = state["state_dict"], "a checkpoint with state_dict, as MaxSquare's"
     not_tensors = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if not_tensors or not state:
         raise WeightsError(
@@ -52,7 +64,10 @@ def read_weights(source):
     if all(key.startswith("Scale.") for key in state):
         state = {key.removeprefix("Scale."): value for key, value in state.items()}
         state = {key: value for key, value in state.items() if not key.startswith("layer5")}
-    return state
+        dialect = "AdaptSegNet's initialisation, without its classifier"
+    elif "fc.weight" in state or "classifier.6.weight" in state:
+        dialect = "torchvision's ImageNet weights"
+    return State(state, dialect)
 
 
 def read_discriminator(source):
@@ -74,6 +89,7 @@ def load_weights(network, state, source, fresh_heads=False):
     Raises:
         WeightsError: tensors are missing or have another shape; the message lists them and names `source`.
     """
+    dialect = getattr(state, "dialect", "a state dict")
     state = _main_classifier(network, _adapt_torchvision(network, state, source))
     own = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
     missing = [key for key in own if key not in state]
@@ -85,7 +101,7 @@ def load_weights(network, state, source, fresh_heads=False):
     usable = {key: value for key, value in state.items() if key in network.state_dict() and key.split(".")[0] not in fresh}
     network.load_state_dict(usable, strict=False)
     ignored = [key for key in state if key not in usable]
-    report = f"{source}: {len(usable)} tensors loaded"
+    report = f"{source}: {dialect}; {len(usable)} tensors loaded"
     if fresh:
         report += f"; {', '.join(sorted(fresh))} stay random (absent there, or for other classes, or on another layer)"
     if ignored:
@@ -104,15 +120,17 @@ def load_model(source, name=None, **settings):
         WeightsError: the file cannot be read, recognised or loaded.
     """
     state = read_weights(source)
-    found = _settings_of_run(source) or (
-        fada_settings(state) if is_fada(_load(source)) else settings_from_weights(state, source)
-    )
+    found = _settings_of_run(source) or _published_settings(state, source)
     if name is not None:
         found = {"name": name, "num_classes": found["num_classes"]}
     found.update({key: value for key, value in settings.items() if value is not None})
     network = build_model(**found)
     network.load_report = load_weights(network, state, source)
     return network.eval()
+
+
+def _published_settings(state, source):
+    return fada_settings(state) if state.dialect == FADA else settings_from_weights(state, source)
 
 
 def settings_from_weights(state, source="weights"):
@@ -171,7 +189,7 @@ def _load(source):
             state = torch.hub.load_state_dict_from_url(source, map_location="cpu", check_hash=True, weights_only=True)
         else:
             if os.path.isfile(source) and is_params(source):
-                return from_mxnet(read_params(source))
+                return State(from_mxnet(read_params(source)), "MXNet's parameters")
             _check_file(source)
             with torch.serialization.safe_globals(NUMPY_NUMBERS):
                 state = torch.load(source, map_location="cpu", weights_only=True)

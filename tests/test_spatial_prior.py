@@ -36,11 +36,13 @@ def prior():
 
 
 @pytest.mark.parametrize("ending", (".mat", ".npz"))
-def test_round_trip(ending, prior, tmp_path):
+def test_round_trip(ending, prior, tmp_path, capsys):
     path = str(tmp_path / f"prior{ending}")
     save_prior(path, prior)
     np.testing.assert_allclose(load_prior(path, 19, (16, 8)), prior, rtol=1e-5)
+    assert not capsys.readouterr().out
     assert load_prior(path, 19, (32, 16)).shape == (19, 16, 32)
+    assert "is resized from 16x8 to 32x16" in capsys.readouterr().out
     assert [entry.name for entry in tmp_path.iterdir()] == [f"prior{ending}"]
 
 
@@ -61,11 +63,17 @@ def test_bad_files(prior, tmp_path):
     savemat(path("nan.mat"), {"prior_array": prior * np.nan})
     (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:100])
     (tmp_path / "text.mat").write_text("hello")
+    np.savez(path("words.npz"), prior_array=np.full(prior.shape, "a"))
+    np.savez(path("complex.npz"), prior_array=prior * 1j)
+    np.savez(path("empty.npz"), prior_array=np.zeros((19, 0, 0)))
     for name, classes, message in (
         ("absent.mat", 19, "no such file; scripts/spatial_prior.py makes one"),
         ("good.npz", 16, r"has shape \(19, 8, 16\), not \(16"),
         ("other.npz", 19, "holds no variable prior_array"),
         ("nan.mat", 19, "not finite"),
+        ("words.npz", 19, "holds no positive numbers"),
+        ("complex.npz", 19, "holds no positive numbers"),
+        ("empty.npz", 19, "holds no positive numbers"),
         ("cut.npz", 19, "cannot be read as a prior"),
         ("text.mat", 19, "cannot be read as a prior"),
     ):
