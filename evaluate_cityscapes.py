@@ -7,6 +7,7 @@
 The network is recognised from the checkpoint, and with it the protocol; --protocol chooses another, and flags change its parts:
 
     adaptsegnet, fada   images resized to 1024x512, logits upsampled bilinearly to the label's size, the main classifier decides
+                        (FADA scores its distilled models with --input-size 2048,1024)
     clan                the same with the sum of both classifiers (the default for twin classifiers)
     maxsquare           scored at the input size, labels resized to it (--resize-labels); often with --flip
     crst                images at their own size, logits averaged over scales 0.9, 1, 1.2 and the mirror image (CRST's network)

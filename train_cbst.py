@@ -32,7 +32,8 @@ from torch.nn import functional as F
 from dataset import class_names, label_table
 from dataset.classes import identity_table
 from dataset.lists import Record
-from dataset.self_training import CanvasCrop, PseudoLabelled, ScaledCrop, SourceAndTarget, relabelled
+from dataset.self_training import CanvasCrop, PseudoLabelled, Relabelled, ScaledCrop, SourceAndTarget
+from dataset.spatial_prior import load_prior
 from model import build_model, upsample
 from utils import distributed
 from utils.arguments import (
@@ -48,15 +49,15 @@ from utils.arguments import (
 )
 from utils.device import prepare, set_up
 from utils.evaluation import evaluate
-from utils.labelling import label_path, label_target, scores_of
+from utils.labelling import label_path, label_target, prior_path, scores_of
 from utils.loaders import endless, source_dataset, target_dataset, target_val_loader
 from utils.losses import cross_entropy, mean_over_labelled
 from utils.optimizers import poly, segmentation_optimizer, set_learning_rate
 from utils.pictures import prediction_panel
 from utils.pseudo_labels import FullSizeLogits, soft_labels
-from utils.run import Run
+from utils.run import FREE_ON_RESUME, Run
 from utils.start import exit_with_message, restore
-from utils.state import claim_directory, seed_everything, write_json
+from utils.state import claim_directory, has_state, seed_everything, write_json
 
 # What the published runs of each code base use.
 PROTOCOLS = {
@@ -83,7 +84,11 @@ def get_arguments(arguments=None):
     group = parser.add_argument_group("CBST")
     group.add_argument("--protocol", choices=PROTOCOLS, help="whose details to follow (default: cbst for ResNet38, else crst)")
     group.add_argument(
-        "--num-rounds", "--num-round", type=int, metavar="N", help="crst: the last only evaluates (default 4; cbst 6)"
+        "--num-rounds",
+        "--num-round",
+        type=int,
+        metavar="N",
+        help="crst: one more than are trained, as there (default 4; cbst 6)",
     )
     group.add_argument("--epochs-per-round", "--epr", type=int, default=2, metavar="N", help="epochs of training in a round")
     group.add_argument("--kc-policy", choices=("cb", "global"), default="cb", help="thresholds per class, or one (ST)")
@@ -113,7 +118,9 @@ def get_arguments(arguments=None):
     group.add_argument(
         "--mr-weight-kld", type=float, default=0.0, metavar="K", help="MRKLD: weight on the target (published 0.1)"
     )
-    group.add_argument("--mr-weight-src", type=float, default=0.0, metavar="K", help="the same on the source")
+    group.add_argument(
+        "--mr-weight-src", type=float, default=0.0, metavar="K", help="w of the source's images (with --mr-weight-kld)"
+    )
     group.add_argument("--lr-weight-ent", type=float, default=0.0, metavar="ALPHA", help="LRENT: alpha (published 0.25)")
     group.add_argument(
         "--random-mirror",
@@ -150,6 +157,10 @@ def get_arguments(arguments=None):
         input_size="size of the crops of both domains (default 1024,512; cbst 504,504, one number stands for both)",
         input_size_target="images are resized to this for validation (default 2048,1024)",
         learning_rate="of the trunk (default 5e-5; cbst 1e-4 in the first round, divided by sqrt(2) in each)",
+        restore_from="weights to start from, with their classifier: a file or URL (default src_model.pth, for ResNet38 "
+        "gta_rna-a1_cls19_s8_ep-0000.params or the like, in ./model or ./pretrained_model)",
+        save_pred_every="not used: there is a snapshot after each epoch",
+        source_split="as for the other scripts; with --protocol cbst `train` means all, as there",
         num_steps="not used: a round has --epochs-per-round epochs",
         num_steps_stop="not used: a round has --epochs-per-round epochs",
         power="of the poly schedule within an epoch (default 0: constant)",
@@ -180,7 +191,11 @@ def accept_old_names(parser):
 
 
 def with_published_defaults(args):
-    """What is not given gets its published value, by protocol and source."""
+    """What is not given gets the value of the published GTA5 runs, by protocol.
+
+    Raises:
+        ValueError: flags that do not go together.
+    """
     if "_rna-a1_cls" in args.model:  # MXNet's names say everything: cityscapes_rna-a1_cls19_s8
         args.num_classes, args.model = int(args.model.split("_cls")[1].split("_")[0]), "ResNet38"
     args.protocol = args.protocol or ("cbst" if args.model.lower() == "resnet38" else "crst")
@@ -189,11 +204,21 @@ def with_published_defaults(args):
     for key, value in PROTOCOLS[args.protocol].items():
         if getattr(args, key) is None:
             setattr(args, key, value)
+    if args.protocol == "cbst" and args.source_split == "train":
+        args.source_split = "all"  # MXNet's train.lst names every image
     args.source_sample_policy = {"r": "random", "c": "cumulative"}.get(args.source_sample_policy, args.source_sample_policy)
     args.origin_size = args.origin_size or MAX_SIDE[args.source]
     args.input_size_target = args.input_size_target or (2048, 1024)
-    if args.lr_weight_ent and args.protocol == "cbst":
-        raise ValueError("--lr-weight-ent belongs to --protocol crst")
+    if (args.protocol == "cbst") != (args.model.lower() == "resnet38"):
+        raise ValueError(
+            f"--protocol {args.protocol} does not go with --model {args.model}: cbst is for ResNet38, crst for others"
+        )
+    if args.lr_weight_ent and (args.protocol == "cbst" or args.with_prior):
+        raise ValueError("--lr-weight-ent belongs to --protocol crst, without --with-prior")
+    if not 0 < args.init_tgt_port <= 1 or not 0 <= args.init_src_port <= 1:
+        raise ValueError("--init-tgt-port and --init-src-port are portions, between 0 and 1")
+    if len(args.scale_rate_range) != 2:
+        raise ValueError("--scale-rate-range wants two numbers")
     if args.protocol == "cbst" and args.input_size[0] != args.input_size[1]:
         raise ValueError(f"--input-size {args.input_size[0]},{args.input_size[1]}: crops of --protocol cbst are square")
     if args.protocol == "crst" and args.num_rounds < 2:
@@ -250,8 +275,12 @@ def _next_portion(portion, step, most, cbst):
 
 def main(args):
     device = set_up(args)
-    source_dataset(args, None), target_dataset(args, None)  # what is missing is told now, not after hours of labelling
-    claim_directory(args.snapshot_dir, {"restore_from": args.restore_from, "model": args.model}, args.resume)
+    # What is missing is told now, not after hours of labelling.
+    source_dataset(args, None), target_dataset(args, None), target_val_loader(args)
+    if args.with_prior:
+        load_prior(prior_path(args), args.num_classes, (64, 32))
+    flags = {key: value for key, value in vars(args).items() if key not in FREE_ON_RESUME}
+    claim_directory(args.snapshot_dir, json.loads(json.dumps(flags)), args.resume)
     for r, portions in enumerate(schedule(args)):
         seed_everything(args.random_seed + r)  # a round is the same whether the ones before it ran or were finished
         settings = round_settings(args, r, portions)
@@ -261,31 +290,40 @@ def main(args):
             os.makedirs(settings.snapshot_dir, exist_ok=True)
             print(f"\nround {r}: {portions['target']:.0%} of the target's pixels, {portions['source']:.2%} of the source's")
         distributed.wait_for_all()
-        network = build_network(settings, r, device)
+        network = build_network(settings, round_weights(args, r), device)
         rare = label_target(settings, portions["target"], network, device)
         last = retrain(settings, portions, rare, network, device)
         if distributed.is_main():
-            shutil.rmtree(os.path.join(settings.snapshot_dir, "maps"), ignore_errors=True)
             write_json({"weights": last}, os.path.join(settings.snapshot_dir, "finished.json"))
+            shutil.rmtree(os.path.join(settings.snapshot_dir, "maps"), ignore_errors=True)
         distributed.wait_for_all()
 
 
 def round_settings(args, r, portions):
-    """The flags of one round: its directory, its learning rate and the weights that the round before left."""
+    """The flags of one round: its directory, and its learning rate."""
     settings = copy.copy(args)
-    if r > 0:
-        with open(os.path.join(args.snapshot_dir, f"round{r - 1}", "finished.json")) as file:
-            settings.restore_from = os.path.join(args.snapshot_dir, json.load(file)["weights"])
     settings.snapshot_dir = os.path.join(args.snapshot_dir, f"round{r}")
     settings.learning_rate = portions["learning_rate"]
-    settings.resume = args.resume and os.path.exists(os.path.join(settings.snapshot_dir, "state.pth"))
+    settings.resume = args.resume and has_state(settings.snapshot_dir)
     return settings
 
 
-def build_network(args, r, device):
-    heads = {} if args.protocol == "cbst" else {"heads": "single", "aspp_branches": args.aspp_branches or 4}
+def round_weights(args, r):
+    """What round `r` starts from: --restore-from, or what the round before left."""
+    if r == 0:
+        return args.restore_from
+    with open(os.path.join(args.snapshot_dir, f"round{r - 1}", "finished.json")) as file:
+        return os.path.join(args.snapshot_dir, json.load(file)["weights"])
+
+
+def build_network(args, weights, device):
+    """The network with the weights that label this round; they must have the classifier, or chance would label."""
+    cbst = args.protocol == "cbst"
+    heads = {} if cbst else {"heads": "single", "aspp_branches": args.aspp_branches or 4}
     network = build_model(args.model, args.num_classes, batch_norm=args.batch_norm, **heads)
-    restore(network, args.restore_from, usual="gta_rna-a1_cls19_s8_ep-0000.params" if heads == {} else "src_model.pth")
+    source = "synthia" if args.source == "synthia" else "gta"
+    usual = f"{source}_rna-a1_cls{args.num_classes}_s8_ep-0000.params" if cbst else "src_model.pth"
+    restore(network, weights, usual, fresh_heads=False)
     return prepare(network, args, device)
 
 
@@ -311,7 +349,7 @@ def retrain(args, portions, rare, network, device):
         optimizer.zero_grad(set_to_none=True)
 
         batch = run.next(batches)
-        weights = batch["target"].to(device) * (args.mr_weight_kld - args.mr_weight_src) + args.mr_weight_src
+        weights = batch["target"].float().to(device) * (args.mr_weight_kld - args.mr_weight_src) + args.mr_weight_src
         with run.autocast():
             logits = parallel(batch["image"])[-1]
             if args.protocol == "crst":
@@ -353,7 +391,7 @@ def training_set(args, portions, rare):
             with open(os.path.join(args.snapshot_dir, "thresholds.json")) as file:
                 thresholds = torch.tensor(json.load(file)["thresholds"])
             soft = partial(soft_labels_of, args, thresholds)
-    source = source_dataset(args, relabelled(source_crop, label_table(args.source, args.num_classes)))
+    source = source_dataset(args, Relabelled(source_crop, label_table(args.source, args.num_classes)))
     source.table = identity_table(args.num_classes)
     chosen = source_subset(len(source), portions)
     return SourceAndTarget(source, chosen.tolist(), PseudoLabelled(records, target_crop, soft), args.num_classes)

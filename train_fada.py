@@ -52,7 +52,7 @@ from utils.optimizers import discriminator_optimizer, poly, segmentation_optimiz
 from utils.pictures import prediction_panel, save_colours
 from utils.run import Run
 from utils.start import exit_with_message, restore, restore_discriminators
-from utils.state import claim_directory, seed_everything
+from utils.state import claim_directory, has_state, seed_everything
 
 STAGES = ("source", "adversarial", "pseudo-label", "distill")
 IMAGENET = {"deeplab_resnet101": "resnet101-5d3b4d8f.pth", "deeplab_vgg16": "vgg16-00b39a1b.pth"}
@@ -86,6 +86,8 @@ def get_arguments(arguments=None):
     group.add_argument("--class-statistics", metavar="FILE",
                        help="class_statistics_C.json or label_info.p (default: beside the source data, or made)")  # fmt: skip
     parser.describe(
+        restore_from="weights to start from: a file, a URL, or torchvision:NAME (default for source and distill: "
+        "resnet101-5d3b4d8f.pth or vgg16-00b39a1b.pth in ./model or ./pretrained_model; for the others the stage before)",
         learning_rate="of the features (default 5e-4, adversarial 2.5e-4); the classifier has 10 times that",
         num_steps="where the poly schedule reaches 0 (default 31250, adversarial 62500)",
         num_steps_stop="where training stops (default 20000, adversarial 40000)",
@@ -96,6 +98,12 @@ def get_arguments(arguments=None):
     )
     args = set_target_defaults(set_source_defaults(parser.parse_args(arguments)))
     args.num_classes = args.num_classes or (16 if args.source == "synthia" else 19)
+    if args.color_jitter is not None and (len(args.color_jitter) != 4 or not 0 <= args.color_jitter[3] <= 0.5):
+        parser.error("--color-jitter wants four numbers, the last (hue) at most 0.5")
+    if len(args.scale_range) != 2:
+        parser.error("--scale-range wants two numbers")
+    if args.stage == "all" and args.pseudo_labels:
+        parser.error("--pseudo-labels names a folder for --stage distill; --stage all makes its own")
     return args
 
 
@@ -119,7 +127,10 @@ def stage_settings(args, stage):
         args.restore_from = None  # in the chain these start from the stage before
     args.stage = stage
     args.snapshot_dir = stage_directory(args.snapshot_dir, stage)
-    args.batch_size = share_of_batch(args.batch_size, domains=2 if stage == "adversarial" else 1)
+    if args.num_steps_stop > args.num_steps:
+        raise ValueError(f"--num-steps-stop {args.num_steps_stop} is beyond --num-steps {args.num_steps}, where the rate is 0")
+    if stage != "pseudo-label":
+        args.batch_size = share_of_batch(args.batch_size, domains=2 if stage == "adversarial" else 1)
     return args
 
 
@@ -161,15 +172,14 @@ def main(args):
     run_stage = {"source": train_source, "adversarial": train_adversarial, "pseudo-label": write_pseudo_labels,
                  "distill": train_distill}  # fmt: skip
     stages = STAGES if args.stage == "all" else (args.stage,)
-    for stage in stages:
+    for stage, settings in [(stage, stage_settings(args, stage)) for stage in stages]:
         seed_everything(args.random_seed)  # a stage is the same whether the ones before it ran or were finished
-        settings = stage_settings(args, stage)
         if args.stage == "all":
             last = os.path.join(settings.snapshot_dir, f"model_iter{settings.num_steps_stop:06d}.pth")
             if args.resume and os.path.exists(last):
                 continue
             if stage != "pseudo-label":
-                settings.resume = args.resume and os.path.exists(os.path.join(settings.snapshot_dir, "state.pth"))
+                settings.resume = args.resume and has_state(settings.snapshot_dir)
         if distributed.is_main():
             print(f"\nstage {stage}: {settings.snapshot_dir}")
         run_stage[stage](settings, device)
@@ -295,28 +305,40 @@ def write_pseudo_labels(args, device):
     Those that are there already stay, so an interrupted run continues; they have to be of the same weights.
     """
     weights = stage_weights(args)
-    made_from = {"weights": os.path.abspath(weights), "input_size_test": list(args.input_size_test)}
-    claim_directory(args.snapshot_dir, made_from, args.resume)
     G = prepare(load_model(weights), args, device)
+    if G.settings["num_classes"] != args.num_classes:
+        raise WeightsError(f"{weights}: has {G.settings['num_classes']} classes, not --num-classes {args.num_classes}")
+    made_from = {"weights": os.path.relpath(weights, args.snapshot_dir), "input_size_test": list(args.input_size_test),
+                 "num_classes": args.num_classes}  # fmt: skip
+    claim_directory(args.snapshot_dir, made_from, args.resume)
+    if distributed.is_main():
+        print(G.load_report)
     dataset = target_dataset(args, Resize(args.input_size_test))
-    dataset.records = [r for r in dataset.records if not os.path.exists(os.path.join(args.snapshot_dir, r.name))]
+    dataset.records = [r for r in dataset.records if not os.path.exists(label_path(args.snapshot_dir, r.name))]
     distributed.wait_for_all()  # all processes share out the same list
     loader = sequential_loader(dataset, args.num_workers, distributed.rank(), distributed.world_size())
     labelled = predictions(G, loader, device, autocast=lambda: autocast(args, device))
     for batch, prediction in tqdm(labelled, total=len(loader), unit="image", disable=not distributed.is_main()):
-        save_colours(os.path.join(args.snapshot_dir, batch["name"][0]), prediction[0].cpu().numpy(), args.num_classes)
+        save_colours(label_path(args.snapshot_dir, batch["name"][0]), prediction[0].cpu().numpy(), args.num_classes)
     distributed.wait_for_all()
+
+
+def label_path(folder, name):
+    """The pseudo-label of the image `name`: the same name, always as a PNG."""
+    return os.path.join(folder, f"{os.path.splitext(name)[0]}.png")
 
 
 def build_network(args, device):
     """G: features and one classifier, with its starting weights."""
     # FADA's own frozen norms have no epsilon; weights of other origin were trained with one.
-    norm_eps = 0.0 if args.model == "deeplab_resnet101" and args.batch_norm == "frozen" else None
+    norm_eps = 0.0 if args.model.lower() == "deeplab_resnet101" and args.batch_norm == "frozen" else None
     G = build_model(args.model, args.num_classes, heads="single", aspp_branches=args.aspp_branches or 4,
                     batch_norm=args.batch_norm, norm_eps=norm_eps)  # fmt: skip
     if args.stage == "adversarial":
         weights = stage_weights(args)
-        load_weights(G, read_weights(weights), weights)
+        report = load_weights(G, read_weights(weights), weights)
+        if distributed.is_main():
+            print(report)
     else:
         restore(G, args.restore_from, usual=IMAGENET["deeplab_vgg16" if "vgg" in args.model.lower() else "deeplab_resnet101"])
     return prepare(distributed.synchronize_norms(G, device), args, device).train()
@@ -357,7 +379,7 @@ def pseudo_labelled_dataset(args):
     """
     records = target_dataset(args, None).records
     folder = args.pseudo_labels or stage_directory(os.path.dirname(args.snapshot_dir), "pseudo-label")
-    records = [Record(record.image, os.path.join(folder, record.name), record.name) for record in records]
+    records = [Record(record.image, label_path(folder, record.name), record.name) for record in records]
     missing = [record.label for record in records if not os.path.exists(record.label)]
     if missing:
         raise FileNotFoundError(f"{missing[0]}: no such pseudo-label ({len(missing)} missing); --stage pseudo-label makes them")

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
-from .classes import IGNORED, class_names
+from .classes import IGNORED, class_names, subset
 
 # Counts of seen classes start afresh after so many draws.
 DRAWS_PER_ROUND = 3000
@@ -58,13 +58,24 @@ def read_statistics(path, num_classes):
             if content[:1] == b"{":
                 return _from_json(json.load(file), path, num_classes)
             label_to_file, file_to_label = _PlainUnpickler(file).load()
-    except (StatisticsError, OSError):
+            return _checked(*_of_subset(label_to_file, file_to_label, num_classes), path, num_classes)
+    except OSError:
         raise
+    except StatisticsError as error:
+        raise StatisticsError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except Exception as error:
         raise StatisticsError(
             f"{path}: cannot be read as class statistics ({error}); make them anew with scripts/class_statistics.py"
         ) from error
-    return _checked(label_to_file, file_to_label, path, num_classes)
+
+
+def _of_subset(label_to_file, file_to_label, num_classes):
+    """19 classes to the 16 or 13 among them, whose ids are other ones."""
+    if len(label_to_file) != 19 or num_classes == 19:
+        return label_to_file, file_to_label
+    ids = {train_id: i for i, train_id in enumerate(subset(num_classes))}
+    kept = {name: [ids[label] for label in labels if label in ids] for name, labels in file_to_label.items()}
+    return [label_to_file[train_id] for train_id in subset(num_classes)], kept
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -85,12 +96,12 @@ def _from_json(content, path, num_classes):
 
 
 def _checked(label_to_file, file_to_label, path, num_classes):
-    if len(label_to_file) < num_classes:
+    if len(label_to_file) != num_classes:
         raise StatisticsError(f"{path}: made for {len(label_to_file)} classes, not {num_classes}")
     labels = {label for ids in file_to_label.values() for label in ids}
     if not all(isinstance(label, int) and 0 <= label < len(label_to_file) for label in labels):
         raise StatisticsError(f"{path}: holds class ids outside 0..{len(label_to_file) - 1}")
-    return label_to_file[:num_classes], file_to_label
+    return label_to_file, file_to_label
 
 
 def files_of_classes(file_to_label, num_classes):
@@ -106,7 +117,7 @@ def class_balanced_order(dataset, statistics, seed, source="statistics"):
     """A `ClassBalancedOrder` of a data set's images, statistics matched by the names of the label files.
 
     Raises:
-        StatisticsError: the statistics lack some of the images, or all of a class's files are gone.
+        StatisticsError: the statistics lack some of the images, or no image has any class.
     """
     label_to_file, file_to_label = statistics
     index = {os.path.basename(record.label): i for i, record in enumerate(dataset.records)}

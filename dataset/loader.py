@@ -47,6 +47,7 @@ class EndlessLoader:
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread,
+            generator=torch.Generator(),  # or it would draw from the generator that dropout uses
         )
 
     def keys(self, position):
@@ -103,7 +104,12 @@ def sequential_loader(dataset, num_workers=0, rank=0, world_size=1):
     """Every sample once, in order, one at a time; each process reads its share, and none is repeated to fill up."""
     share = Subset(dataset, range(rank, len(dataset), world_size))
     return DataLoader(
-        share, batch_size=1, num_workers=num_workers, pin_memory=torch.cuda.is_available(), worker_init_fn=_one_thread
+        share,
+        batch_size=1,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+        generator=torch.Generator(),
     )
 
 

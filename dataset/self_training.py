@@ -158,13 +158,14 @@ class CanvasCrop:
         return result
 
 
-def relabelled(transform, table):
-    """`transform` applied to an image and its label mapped to train ids, for what looks at classes."""
+class Relabelled:
+    """A transform that gets train ids instead of raw ones, because it looks at classes."""
 
-    def apply(image, label, rng, batch_rng):
-        return transform(image, torch.from_numpy(table[label.numpy()]), rng, batch_rng)
+    def __init__(self, transform, table):
+        self.transform, self.table = transform, table
 
-    return apply
+    def __call__(self, image, label, rng, batch_rng):
+        return self.transform(image, torch.from_numpy(self.table[label.numpy()]), rng, batch_rng)
 
 
 class PseudoLabelled(Dataset):

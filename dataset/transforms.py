@@ -95,7 +95,9 @@ class RandomColorJitter:
         *strengths, hue = self.strengths
         order = rng.sample(range(4), 4)
         factors = [rng.uniform(max(0.0, 1 - strength), 1 + strength) for strength in strengths]
-        return jitter(image, order, (*factors, rng.uniform(-hue, hue))), label
+        factors.append(rng.uniform(-hue, hue))
+        used = [index for index in order if self.strengths[index] > 0]  # even hue 0 would round the colours
+        return (jitter(image, used, factors) if used else image), label
 
 
 class RandomScale:

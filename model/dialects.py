@@ -22,7 +22,7 @@ def to_fada(network, iteration, discriminator=None):
     """
     state = {key: value for key, value in network.state_dict().items()}
     (head,) = network.head_names
-    if network.batch_norm == "frozen":
+    if all(norm.eps == 0 for norm in network.norms()):
         state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     parts = {"iteration": iteration, "feature_extractor": {}, "classifier": {}}
     for key, value in state.items():
@@ -50,7 +50,12 @@ def fada_settings(state):
     """What `build_model` needs for a state dict from `from_fada`: frozen norms, known by their missing counter, have no eps."""
     if "features.0.weight" in state:
         return {"name": "deeplab_vgg16", "num_classes": len(state["classifier.conv2d_list.0.bias"])}
-    settings = {"name": "deeplab_resnet101", "num_classes": len(state["layer5.conv2d_list.0.bias"])}
+    settings = {"name": "deeplab_resnet101", "num_classes": len(state["layer5.conv2d_list.0.bias"]), "heads": "single"}
+    if "layer1.0.conv3.weight" not in state:
+        settings["name"] = "MiniResNet18" if len(state["conv1.weight"]) < 64 else "ResNet18"
+        settings["aspp_branches"] = 4
+    elif "layer3.22.conv1.weight" not in state:
+        settings |= {"name": "ResNet50", "aspp_branches": 4}
     if not any(key.endswith("num_batches_tracked") for key in state):
         settings |= {"norm_eps": 0.0, "batch_norm": "frozen"}
     return settings

@@ -121,8 +121,9 @@ def load_model(source, name=None, **settings):
     """
     state = read_weights(source)
     found = _settings_of_run(source) or _published_settings(state, source)
-    if name is not None:
-        found = {"name": name, "num_classes": found["num_classes"]}
+    if name is not None and name.lower() != found["name"].lower():
+        heads = {"heads": "single"} if state.dialect == FADA else {}
+        found = {"name": name, "num_classes": found["num_classes"], **heads}
     found.update({key: value for key, value in settings.items() if value is not None})
     network = build_model(**found)
     network.load_report = load_weights(network, state, source)

@@ -1,12 +1,12 @@
 """Turn a checkpoint of any original into the format of another that can hold its network.
 
 python scripts/convert_checkpoint.py gta_rna-a1_cls19_s8_ep-0000.params resnet38.pth --to plain
-python scripts/convert_checkpoint.py GTA5_20000.pth model_iter020000.pth --to fada
+python scripts/convert_checkpoint.py snapshots/fada/distill/model_iter020000.pth fada.pth --to maxsquare
 python scripts/convert_checkpoint.py snapshots/cbst38/round5/X.pth X.params --to mxnet
 
 plain       a state dict: AdaptSegNet, CLAN, CRST, ADVENT, and what the scripts here write
 maxsquare   {"state_dict": ...} with `module.` before each name, as MaxSquare's solvers load it
-fada        feature_extractor and classifier apart (networks with one classifier)
+fada        feature_extractor and classifier apart (FADA's networks)
 mxnet       CBST's .params (ResNet-38)
 """
 
@@ -45,12 +45,27 @@ def main(args):
     elif args.to == "fada":
         if len(model.head_names) != 1:
             raise WeightsError(f"{args.source}: has {len(model.head_names)} classifiers; FADA's format holds one")
+        if model.normalize.convention == "caffe":
+            raise WeightsError(f"{args.source}: {model.settings['name']} has Caffe's colours, which FADA's networks have not")
         save_atomically(to_fada(model, 0), args.target)
     elif args.to == "maxsquare":
         save_atomically({"state_dict": {f"module.{key}": value for key, value in state.items()}}, args.target)
     else:
         save_atomically(state, args.target)
+    note_what_is_lost(args, model)
     print(f"written to {args.target}: {model.settings['name']}, {model.settings['num_classes']} classes, as {args.to}")
+
+
+def note_what_is_lost(args, model):
+    """Say so if the written file alone would be taken for another network than the one that was read."""
+
+    def nature(network):
+        branches = [head.branches for head in network.heads() if hasattr(head, "branches")]
+        return network.normalize.convention, getattr(network, "style", None), branches, {norm.eps for norm in network.norms()}
+
+    again = load_model(args.target)
+    if nature(again) != nature(model):
+        print(f"note: the file alone would be read as {again.settings['name']}; use it with --model {model.settings['name']}")
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def begun(command):
     if "--stage" in command:
         stage = command[command.index("--stage") + 1]
         folder = os.path.join(folder, "pseudo-labels" if stage == "pseudo-label" else stage)
-    return any(os.path.exists(os.path.join(folder, name)) for name in ("state.pth", "made_from.json"))
+    return any(os.path.exists(os.path.join(folder, name)) for name in ("state.pth", "state.previous.pth", "made_from.json"))
 
 
 def main(args):

@@ -10,6 +10,7 @@ Images of any size; they are resized to --input-size for the network, and the pr
 
 import os
 import sys
+from collections import Counter
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -51,7 +52,7 @@ def main(args):
     device = choose(args)
     records = find_images(args.images)
     model = load_model(args.restore_from, args.model)
-    print(f"{model.settings['name']}, {model.settings['num_classes']} classes; {len(records)} images")
+    print(f"{model.settings['name']}, {model.settings['num_classes']} classes; {model.load_report}; {len(records)} images")
     prepare(model, args, device)
     transform = None if args.keep_size else Resize(args.input_size)
     loader = sequential_loader(SegmentationDataset(records, None, transform, labels=False), args.num_workers)
@@ -85,7 +86,7 @@ def find_images(paths):
         else:
             raise FileNotFoundError(f"{path}: no such image or folder")
     stems = [os.path.splitext(os.path.basename(path))[0] for path in found]
-    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    twice = next((stem for stem, count in Counter(stems).items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"{twice}: two images have this name; give them to two runs with different --out")
     return [Record(path, None, os.path.basename(path)) for path in found]

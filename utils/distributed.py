@@ -1,6 +1,7 @@
 """Several processes by torchrun and DistributedDataParallel; everything here is a no-op in a single process."""
 
 import os
+from datetime import timedelta
 
 import torch
 from torch import distributed
@@ -14,7 +15,8 @@ def start(device):
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Long enough for one process to count the classes of a data set while the others wait.
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     return device
 
 

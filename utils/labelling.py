@@ -2,7 +2,7 @@
 
 import json
 import os
-from functools import cache, partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from .pseudo_labels import (
     save_maps,
     select,
 )
+from .run import NotFiniteError
 from .state import write_json
 
 # As the originals: every fourth of a class's pixels in an image counts for its threshold.
@@ -46,6 +47,8 @@ def label_target(args, portion, network, device):
     predictor = FullSizeLogits(args.test_flipping) if crst else CoarseProbabilities(args.test_flipping)
     dataset = target_dataset(args, ScaleImage(args.eval_scale) if crst else FitLongerSide(args.test_scales))
     prior = partial(spatial_prior, args, device) if args.with_prior else None
+    if len({label_path(args, record) for record in dataset.records}) < len(dataset.records):
+        raise ValueError("two target images have the same file name, so their pseudo-labels would overwrite each other")
     found = os.path.join(args.snapshot_dir, "thresholds.json")
     if not os.path.exists(found) or args.lr_weight_ent:
         write_maps(args, dataset, predictor, network, device)
@@ -60,10 +63,9 @@ def label_target(args, portion, network, device):
     thresholds, alpha = torch.tensor(report["thresholds"], device=device), args.lr_weight_ent or None
     os.makedirs(os.path.join(args.snapshot_dir, "pseudo_labels"), exist_ok=True)
     missing = [record for record in dataset.records if not os.path.exists(label_path(args, record))]
-    has_maps = os.path.isdir(os.path.join(args.snapshot_dir, "maps"))
     distributed.wait_for_all()  # all processes have seen the same before one writes
-    if missing and not has_maps:
-        write_maps(args, dataset, predictor, network, device)
+    if missing:
+        write_maps(args, dataset, predictor, network, device, missing)
     for record in progress(missing[distributed.rank() :: distributed.world_size()], "labels"):
         label = select(scores_of(args, predictor, record, prior, device), thresholds, alpha)
         save_colours(label_path(args, record), label.cpu().numpy(), args.num_classes)
@@ -71,18 +73,24 @@ def label_target(args, portion, network, device):
     return {"rare": report["rare"], "priority": report["priority"]}
 
 
-def write_maps(args, dataset, predictor, network, device):
-    """The network's low-resolution output for every image of this process that has none on the disk yet."""
+def write_maps(args, dataset, predictor, network, device, wanted=None):
+    """The network's low-resolution output for the `wanted` records (default: all) that have none on the disk yet.
+
+    Raises:
+        NotFiniteError: the network gives something else than numbers.
+    """
     folder = os.path.join(args.snapshot_dir, "maps")
     os.makedirs(folder, exist_ok=True)
     records = dataset.records
-    dataset.records = [record for record in records if not os.path.exists(map_path(args, record))]
+    dataset.records = [record for record in wanted or records if not os.path.exists(map_path(args, record))]
     missing, first = dataset.records, True
     distributed.wait_for_all()  # all processes share out the same list
     loader = sequential_loader(dataset, args.num_workers, distributed.rank(), distributed.world_size())
     for batch in progress(loader, "scores"):
         with autocast(args, device):
             maps = predictor.maps(network, batch["image"].to(device, non_blocking=True))
+        if not maps.isfinite().all():
+            raise NotFiniteError(f"{batch['path'][0]}: the network's scores are not finite; try --amp bf16 or off")
         if first and distributed.is_main():
             print(f"score maps: {check_disk(folder, len(missing), bytes_of(maps))}")
         first = False
@@ -123,17 +131,21 @@ def record_thresholds(args, portion, histograms, path):
     distributed.wait_for_all()
 
 
-@cache
+@lru_cache(1)
 def _prior(path, num_classes, size, device):
     return torch.from_numpy(np.asarray(load_prior(path, num_classes, size[::-1]))).to(device)
 
 
 def spatial_prior(args, device, size):
     """The prior (C,H,W) on the device, read once."""
-    names = ("prior_array.mat", f"spatial_prior_{args.num_classes}.mat")
+    return _prior(prior_path(args), args.num_classes, tuple(size), device)
+
+
+def prior_path(args):
+    """The file of --prior, or the one beside the source data: ours, or the authors'."""
+    names = (f"spatial_prior_{args.num_classes}.mat", "prior_array.mat")
     usual = [os.path.join(args.data_dir, name) for name in names]
-    path = args.prior or next((path for path in usual if os.path.exists(path)), usual[0])
-    return _prior(path, args.num_classes, tuple(size), device)
+    return args.prior or next((path for path in usual if os.path.exists(path)), usual[0])
 
 
 def label_path(args, record):

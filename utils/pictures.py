@@ -48,7 +48,7 @@ def prediction_panel(batch, logits, count):
         if "label" in batch:
             pictures.append(colorize(batch["label"][i].cpu(), num_classes))
         rows.append([_fit(picture, (width, height)) for picture in pictures])
-    return grid(rows)
+    return grid(rows) if rows else np.full((16, 16, 3), 255, np.uint8)
 
 
 def grid(rows, titles=None, gap=4):

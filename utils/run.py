@@ -156,6 +156,8 @@ class Run:
 
     def steps(self, stop):
         """Iterate over the steps that are left, with a progress bar; afterwards write the last snapshot and the state."""
+        if self.first_step > stop:
+            raise StateError(f"{self.directory} has trained {self.first_step} steps already, beyond --num-steps-stop {stop}")
         self._restart_clock(self.first_step)
         self.bar = tqdm(
             range(self.first_step, stop),

@@ -14,10 +14,10 @@ INITIALISATION = "DeepLab_resnet_pretrained_init-f81d91e8.pth"
 EXPECTED_ERRORS = (WeightsError, StateError, NotFiniteError, ValueError, OSError)
 
 
-def restore(network, source, usual=INITIALISATION):
+def restore(network, source, usual=INITIALISATION, fresh_heads=True):
     """Give `network` its starting weights from --restore-from, or else from the file `usual`, and print what was loaded.
 
-    Classifiers that the file lacks, or has for another number of classes, keep their random values.
+    With `fresh_heads` classifiers that the file lacks, or has for another number of classes, keep their random values.
 
     Raises:
         WeightsError: the file does not fit, or none is named and the usual one is not found.
@@ -33,7 +33,7 @@ def restore(network, source, usual=INITIALISATION):
                 "Name a file or URL with --restore-from, or start from random weights with "
                 "--restore-from none"
             )
-    report = load_weights(network, read_weights(source), source, fresh_heads=True)
+    report = load_weights(network, read_weights(source), source, fresh_heads)
     if distributed.is_main():
         print(report)
 

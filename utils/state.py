@@ -41,11 +41,12 @@ def claim_directory(directory, made_from, resume):
     if os.path.exists(note):
         with open(note) as file:
             found = json.load(file)
-        if found != made_from or not resume:
-            raise StateError(
-                f"{directory} holds files already, made from {found}: go on with the same and --resume, remove them, or "
-                "choose another directory"
-            )
+        if not resume:
+            raise StateError(f"{directory} holds files already: go on with --resume, remove them, or choose another directory")
+        changed = [key for key in {**found, **made_from} if found.get(key) != made_from.get(key)]
+        if changed:
+            changes = ", ".join(f"{key} {found.get(key)} (now {made_from.get(key)})" for key in changed)
+            raise StateError(f"{directory} holds files already, made with other settings: {changes}")
     distributed.wait_for_all()
     if distributed.is_main():
         os.makedirs(directory, exist_ok=True)
@@ -65,6 +66,12 @@ def save_state(state, path):
 def predecessor(path):
     root, extension = os.path.splitext(path)
     return f"{root}.previous{extension}"
+
+
+def has_state(directory):
+    """True if a run directory holds a state to resume from, be it the predecessor of one that was being written."""
+    path = os.path.join(directory, "state.pth")
+    return os.path.exists(path) or os.path.exists(predecessor(path))
 
 
 def load_state(path):
