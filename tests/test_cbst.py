@@ -16,7 +16,8 @@ import train_cbst
 from dataset import label_table
 from dataset.classes import to_label_ids
 from dataset.self_training import CanvasCrop, FitLongerSide, ScaledCrop, ScaleImage, one_hot
-from model import build_model, load_model, upsample
+from dataset.spatial_prior import PriorError
+from model import WeightsError, build_model, load_model, upsample
 from model.resnet38 import from_mxnet, to_mxnet
 from train_cbst import get_arguments, hard_loss, schedule, soft_loss
 from utils import labelling
@@ -562,6 +563,37 @@ def test_rounds_continue_after_an_interruption(more, mini_data, tmp_path, monkey
         train(mini_data, tmp_path / "whole", *more)
 
 
+def test_chance_does_not_label_and_runs_do_not_mix(mini_data, tmp_path):
+    torch.save(build_model("MiniResNet18", 16).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match="layer5.conv2d_list.0.weight has shape .16"):
+        train(mini_data, tmp_path / "a", "--restore-from", str(tmp_path / "weights.pth"))
+    train(mini_data, tmp_path / "b", "--num-rounds", "2")
+    with pytest.raises(StateError, match="made with other settings: eval_scale 0.9 .now 1.0."):
+        train(mini_data, tmp_path / "b", "--num-rounds", "2", "--eval-scale", "1", "--resume")
+    with pytest.raises(PriorError, match="no such file; scripts/spatial_prior.py makes one"):
+        train(mini_data, tmp_path / "c", "--with-prior")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_damaged_map_is_made_anew(mini_data, tmp_path, monkeypatch):
+    """Removed, as the error says, it is written again, also when the thresholds stand."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(labelling, "save_colours", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(mini_data, tmp_path, "--num-rounds", "2")
+    monkeypatch.undo()
+    (damaged, *_) = sorted((tmp_path / "round0/maps").glob("*.npz"))
+    damaged.write_bytes(b"PK")
+    with pytest.raises(ValueError, match=f"{damaged.name}: a damaged map"):
+        train(mini_data, tmp_path, "--num-rounds", "2", "--resume")
+    damaged.unlink()
+    train(mini_data, tmp_path, "--num-rounds", "2", "--resume")
+    assert len(list((tmp_path / "round0/pseudo_labels").glob("*.png"))) == 5
+
+
 def test_the_portion_of_labels_is_as_asked(mini_data, tmp_path):
     train(mini_data, tmp_path, "--num-rounds", "2", "--init-tgt-port", "0.3")
     report = json.load(open(tmp_path / "round0/thresholds.json"))
@@ -591,6 +623,10 @@ def test_published_commands_of_the_mxnet_driver():
         (["--model", "ResNet38", "--lr-weight-ent", "0.25"], "belongs to --protocol crst"),
         (["--model", "ResNet38", "--crop-size", "500,400"], "crops of --protocol cbst are square"),
         (["--num-rounds", "1"], "must be at least 2"),
+        (["--model", "ResNet38", "--protocol", "crst"], "does not go with --model ResNet38"),
+        (["--with-prior", "--lr-weight-ent", "0.25"], "without --with-prior"),
+        (["--init-src-port", "3"], "portions, between 0 and 1"),
+        (["--scale-rate-range", "1"], "wants two numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             get_arguments(flags)

@@ -597,6 +597,44 @@ def test_published_settings(flags, stage, expected):
     assert {key: settings[key] for key in expected} == expected
 
 
+@pytest.mark.parametrize(
+    "flags, error, message",
+    [
+        (["--stage", "distill", "--num-steps-stop", "40000"], ValueError, "beyond --num-steps 31250"),
+        (["--color-jitter", "0.5"], SystemExit, "2"),
+        (["--scale-range", "1"], SystemExit, "2"),
+        (["--pseudo-labels", "x"], SystemExit, "2"),
+    ],
+)
+def test_flags_that_do_not_fit(flags, error, message):
+    with pytest.raises(error, match=message):
+        stage_settings(get_arguments(flags), "distill")
+
+
+def test_jitter_without_strength_leaves_the_image(pair):
+    _, image, label = pair
+    assert torch.equal(RandomColorJitter((0, 0, 0, 0))(image, label, Script([0, 1, 2, 3], 1, 1, 1, 0), None)[0], image)
+    only_hue = RandomColorJitter((0, 0, 0, 0.2))(image, label, Script([3, 0, 1, 2], 1, 1, 1, 0.1), None)[0]
+    assert torch.equal(only_hue, jitter(image, [3], (1, 1, 1, 0.1)))
+
+
+def test_pseudo_labels_of_another_number_of_classes_are_refused(mini_data, tmp_path):
+    torch.save(build_model("MiniResNet18", 16).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match="has 16 classes, not --num-classes 19"):
+        chain(mini_data, tmp_path, "--stage", "pseudo-label", "--restore-from", str(tmp_path / "weights.pth"))
+
+
+def test_label_info_of_19_classes_serves_16(tmp_path, label_info):
+    """Class 9 is terrain among 19 and sky among 16."""
+    path = tmp_path / "gtav_label_info.p"
+    with open(path, "wb") as file:
+        pickle.dump(label_info, file)
+    lists, labels = read_statistics(path, 16)
+    assert lists[9] == label_info[0][10] and len(lists) == 16
+    name = label_info[0][10][0]
+    assert 9 in labels[name] and max(map(max, filter(None, labels.values()))) <= 15
+
+
 def test_palette_labels_are_read_as_ids():
     path = INPUTS / "cityscapes/soft_labels/inference/cityscapes_train/aachen_000000_000019_leftImg8bit.png"
     assert read_label(path).max() < 19 and read_image(path).shape[0] == 3

@@ -124,3 +124,9 @@ def test_poly_schedule(golden):
             [recorded[key][i] for key in ("lr_G_trunk", "lr_G_classifiers", "lr_D")],
             rtol=1e-12,
         )
+
+
+def test_the_poly_schedule_ends():
+    assert poly(1.0, 10, 10, 0.9) == 0
+    with pytest.raises(ValueError, match="step 11 is beyond --num-steps 10"):
+        poly(1.0, 11, 10, 0.9)

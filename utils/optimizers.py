@@ -89,7 +89,15 @@ def adam(groups, lr, weight_decay):
 
 
 def poly(base, step, num_steps, power):
-    """The poly schedule: base * (1 - step / num_steps) ^ power."""
+    """The poly schedule: base * (1 - step / num_steps) ^ power.
+
+    Raises:
+        ValueError: the step is beyond the schedule.
+    """
+    if step > num_steps:
+        raise ValueError(
+            f"step {step} is beyond --num-steps {num_steps}, where the rate reached 0; --num-steps-stop is too large"
+        )
     return base * (1 - step / num_steps) ** power
 
 
