@@ -70,7 +70,7 @@ FULL = {
     "images": (800, 160, 600, 160),
     "rows": (*ROWS, "oracle"),
 }
-QUICK = {"seeds": (0,), "source_steps": 500, "adaptation_steps": 100, "images": (500, 80, 400, 80), "rows": ROWS}
+QUICK = {"seeds": (0,), "source_steps": 400, "adaptation_steps": 60, "images": (400, 60, 200, 60), "rows": ROWS}
 FROM_SOURCE = ("source-only", "source-only, twin", "oracle")
 TARGET_STATISTICS = ("AdaBN", "FADA", "oracle")
 
