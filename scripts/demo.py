@@ -43,7 +43,7 @@ SIZE = "192,96"
 SHARED = "--batch-size 4 --num-workers 0 --amp bf16 --channels-last --device cpu".split()
 FROM_SCRATCH = "--restore-from none --optim Adam --learning-rate 1e-3 --warmup 50 --weight-decay 1e-4 --multi".split()
 # Frozen BatchNorm: what the methods gain beyond re-estimated statistics, which the AdaBN row shows by themselves. FADA alone
-# trains it, as its published distillation on GTA5 does: its gain includes the target's statistics.
+# trains it, here in both of its stages (published: in the distillation on GTA5); its gain includes the target's statistics.
 ADAPTATION = "--batch-norm frozen --updates clean --learning-rate 1e-3".split()
 MAXSQUARE = "--target-mode IW_maxsquare --lambda-target 2 --IW-ratio 0.5 --val-every 0".split()
 ADAPTSEGNET = "--lambda-adv-target1 0.006 --lambda-adv-target2 0.03 --learning-rate-D 2e-4".split()
