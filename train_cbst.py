@@ -4,7 +4,7 @@ its confidence-regularised successors MRKLD and LRENT (CRST, ICCV 2019, 1908.098
 In rounds: label the target with the network's own confident predictions, then train on them and on a little of the source.
 With p_c the probability of class c at a pixel (times the spatial prior with --with-prior, CBST-SP):
 
-    pseudo-label   argmax_c p_c / t_c where that is at least 1, ignored elsewhere         section 3.2, equation 9
+    pseudo-label   argmax_c p_c / t_c where that is at least 1, ignored elsewhere
     t_c            the confidence that a portion of the pixels predicted as c reach (--kc-policy cb), or all alike (global: ST)
     LRENT          soft labels s_c ~ (p_c / t_c)^(1/alpha), kept where sum_c (p_c / t_c)^(1/alpha) > 1
     loss           CE + MRKLD's k * w * mean_c(-log p_c) on the pixels of the target, w = k

@@ -1,4 +1,4 @@
-"""CBST's spatial prior: where in an image each class is found, counted on the source's labels (section 3.3 of its paper)."""
+"""CBST's spatial prior: where in an image each class is found, counted on the source's labels."""
 
 import os
 from concurrent.futures import ProcessPoolExecutor

@@ -28,7 +28,7 @@ class OutputDiscriminator(nn.Module):
 
 
 class FeatureDiscriminator(nn.Module):
-    """FADA's (section 3.2 of its paper): features (N,in_channels,h,w) to logits (N,2C,h,w) over (domain, class).
+    """FADA's: features (N,in_channels,h,w) to logits (N,2C,h,w) over (domain, class).
 
     Three 3x3 convolutions; the first C channels mean "source, class k", the others "target, class k".
     """

@@ -350,35 +350,26 @@ def write_report(demo, results):
         file.write(report_html(results))
 
 
-def pictures(demo, count=5):
-    """Target val images with their labels and the first seed's predictions side by side."""
+def pictures(demo):
+    """Target val images with their labels and the first seed's predictions."""
     seed = demo.profile["seeds"][0]
-    images = sorted(glob(f"{demo.data}/Cityscapes/leftImg8bit/val/*/*.png"))
-    images = images[:: max(1, len(images) // count)][:count]
-    table = label_table("cityscapes")
-    rows = []
-    for path in images:
-        label = path.replace("leftImg8bit/val", "gtFine/val").replace("_leftImg8bit.png", "_gtFine_labelIds.png")
-        row = [np.array(Image.open(path)), colorize(table[np.array(Image.open(label))])]
-        for name in demo.profile["rows"]:
-            row.append(
-                colorize(np.array(Image.open(os.path.join(demo.folder(name, seed), "predictions", os.path.basename(path)))))
-            )
-        rows.append([np.array(Image.fromarray(picture).resize((288, 144), Image.NEAREST)) for picture in row])
-    return grid(rows, ["target image", "label", *demo.profile["rows"]])
+    folders = {row: os.path.join(demo.folder(row, seed), "predictions") for row in demo.profile["rows"]}
+    return side_by_side(demo, "val", folders)
 
 
-def label_pictures(demo, count=5):
-    """Target training images, the truth, and the pseudo-labels; black is not labelled."""
-    folders = label_folders(demo)
-    images = sorted(glob(f"{demo.data}/Cityscapes/leftImg8bit/train/*/*.png"))
-    images = images[:: max(1, len(images) // count)][:count]
-    table = label_table("cityscapes")
-    rows = []
-    for path in images:
-        label = path.replace("leftImg8bit/train", "gtFine/train").replace("_leftImg8bit.png", "_gtFine_labelIds.png")
-        made = [np.array(Image.open(os.path.join(folder, os.path.basename(path)))) for folder in folders.values()]
-        row = [np.array(Image.open(path)), *(colorize(ids) for ids in (table[np.array(Image.open(label))], *made))]
+def label_pictures(demo):
+    """Target training images with their labels and the pseudo-labels; black is not labelled."""
+    return side_by_side(demo, "train", label_folders(demo))
+
+
+def side_by_side(demo, split, folders, count=5):
+    """Some target images of a split, the truth, and the maps of ids of the same names in `folders` {title: folder}."""
+    images = sorted(glob(f"{demo.data}/Cityscapes/leftImg8bit/{split}/*/*.png"))
+    table, rows = label_table("cityscapes"), []
+    for path in images[:: max(1, len(images) // count)][:count]:
+        label = path.replace("/leftImg8bit/", "/gtFine/").replace("_leftImg8bit.png", "_gtFine_labelIds.png")
+        maps = [np.array(Image.open(os.path.join(folder, os.path.basename(path)))) for folder in folders.values()]
+        row = [np.array(Image.open(path)), *map(colorize, [table[np.array(Image.open(label))], *maps])]
         rows.append([np.array(Image.fromarray(picture).resize((288, 144), Image.NEAREST)) for picture in row])
     return grid(rows, ["target image", "label", *folders])
 
