@@ -14,24 +14,16 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from dataset import build_dataset, class_names
 from dataset.class_statistics import count_classes, files_of_classes, read_statistics, write_statistics
-from utils.arguments import DEFAULT_ROOTS, Parser, positive
+from utils.arguments import Parser, add_label_flags, set_label_defaults
 from utils.start import exit_with_message
 
 
 def get_arguments(arguments=None):
     parser = Parser(__doc__)
-    parser.add_argument("--source", type=str.lower, choices=tuple(DEFAULT_ROOTS), default="gta5", help="data set")
-    parser.add_argument("--data-dir", "-d", metavar="DIR", help="its root in the official layout (default ./data/GTA5, ...)")
-    parser.add_argument("--data-list", metavar="FILE", help="list of its images; without one, all images found")
-    parser.add_argument("--source-split", "--split", default="all", metavar="SPLIT", help="split to look at")
-    parser.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
-    parser.add_argument("--num-classes", type=int, choices=(19, 16, 13), help="default 19, for SYNTHIA 16")
+    add_label_flags(parser)
     parser.add_argument("--output", "-o", metavar="FILE", help="default: class_statistics_<classes>.json in the data's root")
     parser.add_argument("--from", dest="original", metavar="FILE", help="convert this label_info.p instead of reading labels")
-    parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes that read labels")
-    args = parser.parse_args(arguments)
-    args.data_dir = args.data_dir or DEFAULT_ROOTS[args.source]
-    args.num_classes = args.num_classes or (16 if args.source == "synthia" else 19)
+    args = set_label_defaults(parser.parse_args(arguments))
     args.output = args.output or os.path.join(args.data_dir, f"class_statistics_{args.num_classes}.json")
     return args
 

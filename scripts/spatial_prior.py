@@ -15,7 +15,7 @@ import numpy as np
 
 from dataset import build_dataset, class_names
 from dataset.spatial_prior import compute_prior, save_prior
-from utils.arguments import DEFAULT_ROOTS, Parser, data_set, positive, size
+from utils.arguments import Parser, add_label_flags, set_label_defaults, size
 from utils.pictures import grid, save_picture
 from utils.start import exit_with_message
 
@@ -24,20 +24,12 @@ WIDTH = 192  # of a class's picture
 
 def get_arguments(arguments=None):
     parser = Parser(__doc__)
-    parser.add_argument("--source", type=data_set, choices=tuple(DEFAULT_ROOTS), default="gta5", help="data set")
-    parser.add_argument("--data-dir", metavar="DIR", help="its root in the official layout (default ./data/GTA5, ...)")
-    parser.add_argument("--data-list", metavar="FILE", help="list of its images; without one, all images found")
-    parser.add_argument("--source-split", "--split", default="all", metavar="SPLIT", help="split to look at")
-    parser.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
-    parser.add_argument("--num-classes", type=int, choices=(19, 16, 13), help="default 19, for SYNTHIA 16")
+    add_label_flags(parser)
     parser.add_argument("--size", type=size, default=(2048, 1024), metavar="W,H", help="of the prior: the target's images")
     parser.add_argument("--sigma", type=float, help="of the Gaussian in pixels (default 70 / 6 at a width of 2048)")
     parser.add_argument("--output", metavar="FILE", help=".mat or .npz (default spatial_prior_C.mat in the data's root)")
     parser.add_argument("--draw", metavar="FILE", help="also draw it: a picture of each class")
-    parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes that read labels")
-    args = parser.parse_args(arguments)
-    args.data_dir = args.data_dir or DEFAULT_ROOTS[args.source]
-    args.num_classes = args.num_classes or (16 if args.source == "synthia" else 19)
+    args = set_label_defaults(parser.parse_args(arguments))
     args.output = args.output or os.path.join(args.data_dir, f"spatial_prior_{args.num_classes}.mat")
     return args
 

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 
 from model import BATCH_NORM_MODES, MODELS
 
@@ -171,6 +172,24 @@ def add_source_flags(parser, default="gta5", aliases=()):
         help="source images are resized to this (default 1280,720 for GTA5, 1280,760 for SYNTHIA, 1024,512 for the others)",
     )
     group.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
+
+
+def add_label_flags(parser):
+    """For scripts that count something on a data set's labels; complete them with `set_label_defaults`."""
+    parser.add_argument("--source", type=data_set, choices=DATASETS, default="gta5", help="data set")
+    parser.add_argument("--data-dir", "-d", metavar="DIR", help="its root in the official layout (default ./data/GTA5, ...)")
+    parser.add_argument("--data-list", metavar="FILE", help="list of its images; without one, all images found")
+    parser.add_argument("--source-split", "--split", default="all", metavar="SPLIT", help="split to look at")
+    parser.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
+    parser.add_argument("--num-classes", type=int, choices=(19, 16, 13), help="default 19, for SYNTHIA 16")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes that read labels")
+
+
+def set_label_defaults(args):
+    """Fill in the root and the number of classes that depend on the data set."""
+    args.data_dir = args.data_dir or DEFAULT_ROOTS[args.source]
+    args.num_classes = args.num_classes or (16 if args.source == "synthia" else 19)
+    return args
 
 
 def add_target_flags(parser, aliases=()):
