@@ -55,7 +55,8 @@ from utils.start import exit_with_message, restore, restore_discriminators
 from utils.state import claim_directory, has_state, seed_everything
 
 STAGES = ("source", "adversarial", "pseudo-label", "distill")
-IMAGENET = {"deeplab_resnet101": "resnet101-5d3b4d8f.pth", "deeplab_vgg16": "vgg16-00b39a1b.pth"}
+RESNET101 = "resnet101-5d3b4d8f.pth"
+IMAGENET = {"deeplab_resnet101": RESNET101, "deeplab_vgg16": "vgg16-00b39a1b.pth", "vgg16": "vgg16-397923af.pth"}
 JITTER = (0.5, 0.5, 0.5, 0.2)
 SOURCE, TARGET = 0, 1
 
@@ -340,7 +341,7 @@ def build_network(args, device):
         if distributed.is_main():
             print(report)
     else:
-        restore(G, args.restore_from, usual=IMAGENET["deeplab_vgg16" if "vgg" in args.model.lower() else "deeplab_resnet101"])
+        restore(G, args.restore_from, usual=IMAGENET.get(args.model.lower(), RESNET101))
     return prepare(distributed.synchronize_norms(G, device), args, device).train()
 
 

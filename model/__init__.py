@@ -4,9 +4,10 @@ from torch.nn import functional as F
 
 from .dialects import to_fada
 from .discriminator import FeatureDiscriminator, OutputDiscriminator
-from .networks import MODELS, build_model
+from .networks import MODELS, build_model, describe
 from .normalization import BATCH_NORM_MODES, CONVENTIONS
-from .weights import WeightsError, load_model, load_weights, read_discriminator, read_weights, settings_from_weights
+from .recognition import WeightsError, settings_from_weights
+from .weights import load_model, load_weights, read_discriminator, read_weights
 
 __all__ = [
     "BATCH_NORM_MODES",
@@ -16,6 +17,7 @@ __all__ = [
     "OutputDiscriminator",
     "WeightsError",
     "build_model",
+    "describe",
     "load_model",
     "load_weights",
     "read_discriminator",

@@ -2,6 +2,8 @@
 
 import torch
 
+FADA = "a checkpoint of FADA"
+
 
 def from_fada(checkpoint):
     """FADA's container (`feature_extractor`, `classifier`, ...) to one state dict with our names.

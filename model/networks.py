@@ -23,6 +23,7 @@ MODELS = {
     "ResNet38": (ResNet38, {}),
     "deeplab_resnet101": (DeepLabResNet, {"depth": 101, "heads": "single", "aspp_branches": 4, **TORCHVISION}),
     "deeplab_vgg16": (DeepLabVGG, {"aspp_branches": 4, "normalization": "caffe-vgg"}),
+    "VGG16": (DeepLabVGG, {"normalization": "imagenet"}),
     "ResNet101": (DeepLabResNet, {"depth": 101, **TORCHVISION}),
     "ResNet50": (DeepLabResNet, {"depth": 50, **TORCHVISION}),
     "ResNet18": (DeepLabResNet, {"depth": 18, **TORCHVISION}),
@@ -30,6 +31,18 @@ MODELS = {
     "MiniResNet18": MINI,
     "MiniResNet18Twin": (DeepLabResNet, {**MINI[1], "heads": "twin"}),
 }
+
+
+def known_name(name):
+    """The name of a network as `MODELS` spells it.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    known = {key.lower(): key for key in MODELS}
+    if name.lower() not in known:
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(MODELS)}")
+    return known[name.lower()]
 
 
 def build_model(name, num_classes=19, **settings):
@@ -42,14 +55,20 @@ def build_model(name, num_classes=19, **settings):
     Raises:
         ValueError: unknown name, or a setting that the network does not know or accept.
     """
-    known = {key.lower(): key for key in MODELS}
-    if name.lower() not in known:
-        raise ValueError(f"unknown network {name!r}; known: {', '.join(MODELS)}")
-    network_class, chosen = MODELS[known[name.lower()]]
+    name = known_name(name)
+    network_class, chosen = MODELS[name]
     chosen = {**chosen, **{key: value for key, value in settings.items() if value is not None}}
     try:
         network = network_class(num_classes, **chosen)
     except TypeError as error:
         raise ValueError(f"network {name} does not take these settings: {chosen} ({error})") from error
-    network.settings = {"name": known[name.lower()], "num_classes": num_classes, **chosen}
+    network.settings = {"name": name, "num_classes": num_classes, **chosen}
     return network
+
+
+def describe(network):
+    """A network's name, classes, ASPP branches and colours in one line, for reports."""
+    branches = {head.branches for head in network.heads() if hasattr(head, "branches")}
+    parts = [network.settings["name"], f"{network.settings['num_classes']} classes"]
+    parts += [f"{', '.join(map(str, branches))} ASPP branches"] if branches else []
+    return ", ".join([*parts, f"{network.normalize.convention} colours"])

@@ -1,16 +1,19 @@
 """Weight files: read safely, recognised by content, loaded with a report or refused with a reason."""
 
-import json
+import hashlib
 import os
 import pickle
+import re
 
 import numpy as np
 import torch
-from torchvision.models import get_weight
+from torchvision.models import VGG16_Weights, get_weight
 
-from .dialects import fada_discriminator, fada_settings, from_fada, is_fada
+from .dialects import FADA, fada_discriminator, from_fada, is_fada
 from .mxnet import ParamsError, is_params, read_params
-from .networks import build_model
+from .networks import MODELS, build_model, known_name
+from .normalization import CONVENTIONS
+from .recognition import WeightsError, head_layout, settings_of
 from .resnet38 import from_mxnet
 from .vgg import TORCHVISION_KEYS
 
@@ -23,27 +26,20 @@ NUMPY_NUMBERS = [
 ]
 
 
-FADA = "a checkpoint of FADA"
-
-
 class State(dict):
-    """A state dict that remembers what kind of file it is from."""
+    """A state dict that remembers what kind of file it is from, and how its network wants to see images (None: not known)."""
 
-    def __init__(self, tensors, dialect="a state dict"):
+    def __init__(self, tensors, dialect="a state dict", convention=None):
         super().__init__(tensors)
-        self.dialect = dialect
-
-
-class WeightsError(ValueError):
-    """A weight file that cannot be read or does not fit; the message names the file and the way out."""
+        self.dialect, self.convention = dialect, convention
 
 
 def read_weights(source):
     """Read the weights of one network as {key: tensor}, prefixes removed, from a file, a URL, or torchvision by name
     (`torchvision:ResNet101_Weights.IMAGENET1K_V1`; downloaded, and checked against its hash).
 
-    Understood: plain state dicts, `{"state_dict": ...}` containers, FADA's containers, keys with `module.`, and the `Scale.`
-    prefix of AdaptSegNet's initialisation file (whose classifier, made for other classes, is dropped).
+    Understood: plain state dicts, `{"state_dict": ...}` containers, FADA's containers, keys with `module.`, MXNet's `.params`,
+    and the `Scale.` prefix of AdaptSegNet's initialisation file (whose classifier, made for other classes, is dropped).
 
     Raises:
         WeightsError: the file is missing, truncated, no PyTorch file, or holds anything but tensors.
@@ -65,8 +61,10 @@ def read_weights(source):
         state = {key.removeprefix("Scale."): value for key, value in state.items()}
         state = {key: value for key, value in state.items() if not key.startswith("layer5")}
         dialect = "AdaptSegNet's initialisation, without its classifier"
-    elif "fc.weight" in state or "classifier.6.weight" in state:
-        dialect = "torchvision's ImageNet weights"
+    elif is_vgg16(state):
+        return State(state, "VGG16's ImageNet weights", _convention_of_vgg16(str(source)))
+    elif "fc.weight" in state:
+        return State(state, "torchvision's ImageNet weights", "imagenet")
     return State(state, dialect)
 
 
@@ -89,96 +87,51 @@ def load_weights(network, state, source, fresh_heads=False):
     Raises:
         WeightsError: tensors are missing or have another shape; the message lists them and names `source`.
     """
-    dialect = getattr(state, "dialect", "a state dict")
-    state = _main_classifier(network, _adapt_torchvision(network, state, source))
-    own = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
-    missing = [key for key in own if key not in state]
+    given, dialect = state, getattr(state, "dialect", "a state dict")
+    state = _main_classifier(network, _adapt_imagenet(network, state, source))
+    halved = "layer6.conv2d_list.0.weight" in given and "layer6.conv2d_list.0.weight" not in state
+    own = network.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     misfits = [key for key in own if key in state and state[key].shape != own[key].shape]
     fresh = _fresh_heads(network, missing + misfits) if fresh_heads else set()
     bad = [key for key in missing + misfits if key.split(".")[0] not in fresh]
     if bad:
         raise WeightsError(_misfit_message(network, state, own, bad, source))
-    usable = {key: value for key, value in state.items() if key in network.state_dict() and key.split(".")[0] not in fresh}
+    usable = {key: value for key, value in state.items() if key in own and key.split(".")[0] not in fresh}
     network.load_state_dict(usable, strict=False)
-    ignored = [key for key in state if key not in usable]
+    ignored = [key for key in state if key not in own]
     report = f"{source}: {dialect}; {len(usable)} tensors loaded"
+    if is_vgg16(given) and getattr(given, "convention", None) is None:
+        report += f"; taken as weights for {'Caffe' if network.normalize.bgr else 'ImageNet'} colours"
+    if halved:
+        report += "; of its two classifiers the one on layer 4"
     if fresh:
         report += f"; {', '.join(sorted(fresh))} stay random (absent there, or for other classes, or on another layer)"
     if ignored:
-        report += f"; {len(ignored)} ignored ({', '.join(ignored[:3])}{', ...' if len(ignored) > 3 else ''})"
+        shown = ", ".join(ignored[:3] + ["..."] * (len(ignored) > 3))
+        report += f"; {len(ignored)} ignored, which it has no place for ({shown})"
     return report
 
 
 def load_model(source, name=None, **settings):
     """Build the network that a weight file was made for and load it, ready for evaluation.
 
-    What the file's keys cannot tell (input convention, ASPP branches and rates) is read from the `args.json` of the run
-    directory that the file lies in; without one the published networks are assumed (see `settings_from_weights`). `name`
-    and `settings` override both, as in `build_model`.
+    The network is the one that the `args.json` of the run directory names in which the file lies; without one it is recognised
+    among the published networks by its keys and values (see `settings_from_weights`). `name` and `settings` override both, as
+    in `build_model`.
 
     Raises:
         WeightsError: the file cannot be read, recognised or loaded.
     """
     state = read_weights(source)
-    found = _settings_of_run(source) or _published_settings(state, source)
-    if name is not None and name.lower() != found["name"].lower():
+    found = settings_of(state, source)
+    if name is not None and MODELS[known_name(name)] != MODELS[found["name"]]:
         heads = {"heads": "single"} if state.dialect == FADA else {}
         found = {"name": name, "num_classes": found["num_classes"], **heads}
     found.update({key: value for key, value in settings.items() if value is not None})
     network = build_model(**found)
     network.load_report = load_weights(network, state, source)
     return network.eval()
-
-
-def _published_settings(state, source):
-    return fada_settings(state) if state.dialect == FADA else settings_from_weights(state, source)
-
-
-def settings_from_weights(state, source="weights"):
-    """What `build_model` needs to rebuild the network of a state dict, as far as keys and shapes tell.
-
-    Raises:
-        WeightsError: the keys are those of no network known here.
-    """
-    if "features.0.weight" in state and "classifier.conv2d_list.0.bias" in state:
-        twin = {"heads": "twin", "aspp_branches": 4} if "classifier2.conv2d_list.0.bias" in state else {}
-        return {"name": "DeeplabVGG", "num_classes": len(state["classifier.conv2d_list.0.bias"]), **twin}
-    if "blocks.7a.projection.weight" in state and "classifier.bias" in state:
-        return {"name": "ResNet38", "num_classes": len(state["classifier.bias"])}
-    if "conv1.weight" not in state or "layer5.conv2d_list.0.weight" not in state:
-        raise WeightsError(
-            f"{source}: not a segmentation network known here (first keys: {', '.join(list(state)[:3])}); "
-            "expected DeepLab v2 keys such as layer5.conv2d_list.0.weight"
-        )
-    return {"name": _resnet_name(state), "num_classes": len(state["layer5.conv2d_list.0.bias"]), "heads": _head_layout(state)}
-
-
-def _resnet_name(state):
-    if state["conv1.weight"].shape[0] < 64:
-        return "MiniResNet18"
-    if "layer1.0.conv3.weight" not in state:
-        return "ResNet18"
-    if "layer3.22.conv1.weight" not in state:
-        return "ResNet50"
-    return {"single": "Oracle", "multi": "DeeplabMulti", "twin": "ResNet"}[_head_layout(state)]
-
-
-def _head_layout(state):
-    if "layer6.conv2d_list.0.weight" not in state:
-        return "single"
-    low, high = (state[f"{head}.conv2d_list.0.weight"].shape[1] for head in ("layer5", "layer6"))
-    return "twin" if low == high else "multi"
-
-
-def _settings_of_run(source):
-    path = os.path.join(os.path.dirname(str(source)), "args.json")
-    if str(source).startswith(("http://", "https://")) or not os.path.exists(path):
-        return None
-    with open(path) as file:
-        network = json.load(file).get("network")
-    if network and "aspp_rates" in network:
-        network["aspp_rates"] = tuple(network["aspp_rates"])
-    return network
 
 
 def _load(source):
@@ -226,25 +179,56 @@ def _check_file(path):
         raise WeightsError(f"{path}: is {kind}")
 
 
-def _adapt_torchvision(network, state, source):
-    if "classifier.6.weight" in state:  # torchvision's VGG16: its fully connected layers have no place here.
-        renumbered = {key: value for key, value in state.items() if key.startswith("features.")}
-        renumbered = {_vgg_key(key): value for key, value in renumbered.items()}
-        own = network.state_dict()
-        return {**{key: own[key] for key in own if key.startswith(("features.29.", "features.31."))}, **renumbered}
-    if "fc.weight" in state and getattr(network, "style", "torchvision") == "caffe":
+def _adapt_imagenet(network, state, source):
+    """ImageNet weights under our names: VGG16's layers are renumbered, and what it lacks (fc6, fc7) keeps its random values.
+
+    Raises:
+        WeightsError: the network wants other colours than the weights.
+    """
+    if not is_vgg16(state) and "fc.weight" not in state:
+        return state
+    convention = getattr(state, "convention", None)
+    other_colours = convention not in (None, network.normalize.convention)
+    if other_colours or getattr(network, "style", "torchvision") == "caffe":
+        names = "VGG16" if is_vgg16(state) else "ResNet101 (or ResNet50, ResNet18)"
         raise WeightsError(
             f"{source}: torchvision's ImageNet weights do not fit {network.settings['name']}, which has "
-            "Caffe's strides and colours; use --model ResNet101 (or ResNet50, ResNet18)"
+            f"Caffe's colours{'' if is_vgg16(state) else ' and strides'}; use --model {names}"
         )
-    return state
+    if "fc.weight" in state:
+        return state
+    own = network.state_dict()
+    fresh = {key: own[key] for key in own if key.startswith(("features.29.", "features.31."))}
+    return fresh | {_vgg_key(key): value for key, value in state.items() if key.startswith("features.")}
+
+
+def is_vgg16(state):
+    """True for the keys of torchvision's VGG16, with which Caffe's weights are stored too."""
+    return "features.28.weight" in state and "features.29.weight" not in state
+
+
+def _convention_of_vgg16(source):
+    """torchvision trained its VGG16 on normalised RGB, Caffe's sees BGR of 0..255; nothing but the file's hash tells.
+
+    Raises:
+        WeightsError: torchvision's name of weights for images that no network here makes.
+    """
+    if source.startswith("torchvision:"):
+        if tuple(get_weight(source.removeprefix("torchvision:")).transforms().mean) != CONVENTIONS["imagenet"].mean:
+            raise WeightsError(f"{source}: wants other colours than the networks here; use VGG16_Weights.IMAGENET1K_V1")
+        return "imagenet"
+    prefix = re.search(r"-([0-9a-f]+)\.pth$", VGG16_Weights.IMAGENET1K_V1.url)[1]
+    if not os.path.isfile(source):
+        return "imagenet" if prefix in source else None
+    with open(source, "rb") as file:
+        return "imagenet" if hashlib.file_digest(file, "sha256").hexdigest().startswith(prefix) else None
 
 
 def _main_classifier(network, state):
     """Of a file with classifiers on two layers, a network with one takes the main one."""
     if getattr(network, "head_names", ()) != ("layer5",) or "layer6.conv2d_list.0.weight" not in state:
         return state
-    if _head_layout(state) != "multi":
+    if head_layout(state) != "multi":
         return state
     return {key.replace("layer6.", "layer5.", 1): value for key, value in state.items() if not key.startswith("layer5.")}
 

@@ -22,7 +22,7 @@ from dataset.lists import IMAGE_ENDINGS, Record
 from dataset.reading import read_image
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Resize
-from model import load_model
+from model import describe, load_model
 from utils.arguments import Parser, add_speed_flags, size
 from utils.device import autocast, choose, prepare
 from utils.evaluation import predictions
@@ -52,7 +52,7 @@ def main(args):
     device = choose(args)
     records = find_images(args.images)
     model = load_model(args.restore_from, args.model)
-    print(f"{model.settings['name']}, {model.settings['num_classes']} classes; {model.load_report}; {len(records)} images")
+    print(f"{describe(model)}; {model.load_report}; {len(records)} images")
     prepare(model, args, device)
     transform = None if args.keep_size else Resize(args.input_size)
     loader = sequential_loader(SegmentationDataset(records, None, transform, labels=False), args.num_workers)

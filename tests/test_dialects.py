@@ -1,49 +1,139 @@
-"""Files with the originals' own keys: recognised, loaded whole, and written back with the same keys and values."""
+"""Files with the originals' own keys: recognised, loaded whole, giving the recorded outputs, and written back as they were."""
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
-from fill import fill
+from fill import fill, noise
+from torch.nn import functional as F
 
-from model import load_model
+from model import load_model, upsample
 from scripts import convert_checkpoint
 
 
 def keys(method, *path):
-    content = json.load(open(GOLDEN / method / "keys.json"))
+    content = json.loads((GOLDEN / method / "keys.json").read_text())
     for step in path:
         content = content[step]
     return {key: tuple(shape) for key, shape in content.items()}
 
 
-@pytest.mark.parametrize(
-    "shapes, wrap, expected",
-    [
-        (lambda: keys("adaptsegnet", "DeeplabMulti", "state"), "plain", ("DeeplabMulti", "caffe", "multi")),
-        (lambda: keys("adaptsegnet", "Res_Deeplab", "state"), "plain", ("Oracle", "caffe", "single")),
-        (lambda: keys("adaptsegnet", "DeeplabVGG", "state"), "plain", ("DeeplabVGG", "caffe", None)),
-        (lambda: keys("clan", "Res_Deeplab", "state"), "plain", ("ResNet", "caffe", "twin")),
-        (lambda: keys("maxsquare", "shapes"), "maxsquare", ("DeeplabMulti", "caffe", "multi")),
-        (lambda: keys("crst", "state_dict"), "crst", ("DeeplabRes", "imagenet", "single")),
-    ],
-    ids=("adaptsegnet multi", "adaptsegnet single", "adaptsegnet vgg", "clan", "maxsquare", "crst"),
-)
-def test_there_and_back(shapes, wrap, expected, tmp_path):
-    shapes, (name, convention, heads) = shapes(), expected
-    state = {key: torch.from_numpy(value) for key, value in fill(shapes, 0).items()}
-    file = {"state_dict": {f"module.{key}": value for key, value in state.items()}} if wrap == "maxsquare" else state
+def filled_file(shapes):
+    return {key: torch.from_numpy(value) for key, value in fill(shapes, 0).items()}
+
+
+def adaptsegnet(name, *outputs):
+    def compare(network, golden):
+        recorded = golden("adaptsegnet/models.npz")
+        image = torch.from_numpy(noise(f"models/{name}/input", recorded[f"{name}/input_shape"], 0, 50))
+        return zip(network(image), (recorded[f"{name}/eval/{output}"] for output in outputs), strict=True)
+
+    return compare
+
+
+def clan(network, golden):
+    recorded = golden("clan/models.npz")
+    image = torch.from_numpy(noise("models/Res_Deeplab/input", recorded["input_shape"], 0, 50))
+    return zip(network(image), (recorded[f"eval/out{i}"] for i in (1, 2)), strict=True)
+
+
+def maxsquare(network, golden):
+    recorded = golden("maxsquare/models.npz")
+    logits = network(torch.from_numpy(noise("maxsquare/models/0", (1, 3, 65, 97), 0, 50)))
+    ours = [upsample(each, (65, 97))[:, :, ::5, ::5] for each in logits]
+    return zip(ours, (recorded[f"plain/in0/eval/{output}/sub"] for output in ("x1", "x2")), strict=True)
+
+
+def crst(network, golden):
+    recorded = golden("crst/models.npz")
+    return [(network(torch.from_numpy(noise("crst.models.input1", (2, 3, 57, 81), 0, 1.0)))[-1], recorded["logits1"])]
+
+
+# Random weights do not tell CRST's network from AdaptSegNet's Oracle (trained ones do, see below), so it is named.
+CASES = {
+    "adaptsegnet multi": (
+        lambda: keys("adaptsegnet", "DeeplabMulti", "state"),
+        ("DeeplabMulti", "caffe", "multi"),
+        adaptsegnet("DeeplabMulti", "out1", "out2"),
+    ),
+    "adaptsegnet single": (
+        lambda: keys("adaptsegnet", "Res_Deeplab", "state"),
+        ("Oracle", "caffe", "single"),
+        adaptsegnet("Res_Deeplab", "out"),
+    ),
+    "adaptsegnet vgg": (
+        lambda: keys("adaptsegnet", "DeeplabVGG", "state"),
+        ("DeeplabVGG", "caffe", None),
+        adaptsegnet("DeeplabVGG", "out"),
+    ),
+    "clan": (lambda: keys("clan", "Res_Deeplab", "state"), ("ResNet", "caffe", "twin"), clan),
+    "maxsquare": (lambda: keys("maxsquare", "shapes"), ("DeeplabMulti", "caffe", "multi"), maxsquare),
+    "crst": (lambda: keys("crst", "state_dict"), ("DeeplabRes", "imagenet", "single"), crst),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_there_and_back(case, tmp_path, golden):
+    shapes, (name, convention, heads), outputs = CASES[case]
+    state = filled_file(shapes())
+    file = {"state_dict": {f"module.{key}": value for key, value in state.items()}} if case == "maxsquare" else state
     torch.save(file, tmp_path / "in.pth")
-    model = load_model(tmp_path / "in.pth", "DeeplabRes" if wrap == "crst" else None)
+    model = load_model(tmp_path / "in.pth", "DeeplabRes" if case == "crst" else None)
     assert (model.settings["name"], model.normalize.convention, model.settings.get("heads")) == (name, convention, heads)
+    with torch.inference_mode():
+        for ours, expected in outputs(model, golden):
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
     back = tmp_path / "out.pth"
-    flags = ["--model", name] if wrap == "crst" else []
-    to = "maxsquare" if wrap == "maxsquare" else "plain"
+    flags = ["--model", name] if case == "crst" else []
+    to = "maxsquare" if case == "maxsquare" else "plain"
     convert_checkpoint.main(convert_checkpoint.get_arguments([str(tmp_path / "in.pth"), str(back), "--to", to, *flags]))
     written = torch.load(back, weights_only=True)
+    assert ("state_dict" in written) == (case == "maxsquare")
     written = {key.removeprefix("module."): value for key, value in written.get("state_dict", written).items()}
     assert {key for key in written if not key.endswith("num_batches_tracked")} == {
         key for key in state if not key.endswith("num_batches_tracked")
     }
     assert all(torch.equal(written[key], value) for key, value in state.items() if not key.endswith("num_batches_tracked"))
+
+
+def train_branches(state, branches):
+    """What training does to filters: all taps of one move together."""
+    for key, value in state.items():
+        if any(f"conv2d_list.{branch}.weight" in key for branch in branches):
+            state[key] = value + torch.from_numpy(noise(f"moved {key}", (*value.shape[:2], 1, 1), 0, 0.5 * float(value.std())))
+
+
+@pytest.mark.parametrize("branches, expected", [((0, 1, 2, 3), 4), ((0, 1), 2)])
+def test_advent_is_told_from_adaptsegnet_by_its_trained_branches(branches, expected, tmp_path):
+    state = filled_file(keys("adaptsegnet", "DeeplabMulti", "state"))
+    train_branches(state, branches)
+    torch.save(state, tmp_path / "advent.pth")
+    model = load_model(tmp_path / "advent.pth")
+    assert model.settings["name"] == "DeeplabMulti" and model.normalize.convention == "caffe"
+    image = torch.from_numpy(noise("image", (1, 3, 65, 97), 0, 50))
+    with torch.inference_mode():
+        _, high = model.features(image)
+        parts = [
+            F.conv2d(high, state[f"{name}.weight"], state[f"{name}.bias"], padding=rate, dilation=rate)
+            for name, rate in zip((f"layer6.conv2d_list.{i}" for i in range(expected)), (6, 12, 18, 24), strict=False)
+        ]
+        torch.testing.assert_close(model(image)[-1], sum(parts))
+    assert load_model(tmp_path / "advent.pth", "DeepLab").layer6.branches == expected  # another name of the same network
+    assert load_model(tmp_path / "advent.pth", aspp_branches=2).layer6.branches == 2
+
+
+@pytest.mark.parametrize(
+    "branches, pixels, expected",
+    [((0, 1, 2, 3), False, ("DeeplabRes", "imagenet", 4)), ((0, 1, 2, 3), True, ("Oracle", "caffe", 4)),
+     ((0, 1), True, ("Oracle", "caffe", 2)), ((0, 1), False, ("Oracle", "caffe", 2))],
+)  # fmt: skip
+def test_crst_is_told_from_the_oracle(branches, pixels, expected, tmp_path):
+    state = filled_file(keys("crst", "state_dict"))
+    train_branches(state, branches)
+    if pixels:  # the stem's outputs for pixels of 0..255 instead of normalised ones
+        state["bn1.running_var"] *= 58**2
+    torch.save(state, tmp_path / "single.pth")
+    model = load_model(tmp_path / "single.pth")
+    assert (model.settings["name"], model.normalize.convention, model.layer5.branches) == expected

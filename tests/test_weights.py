@@ -1,5 +1,6 @@
 """Weight files: what is read, recognised and loaded, and what is refused with which words."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
+from torchvision.models import VGG16_Weights
 
 from model import WeightsError, build_model, load_model, load_weights, read_weights, settings_from_weights
 
@@ -101,7 +103,7 @@ def test_weights_of_clan_and_adaptsegnet_are_told_apart():
 
 def test_foreign_keys_are_reported():
     state = {**mini().state_dict(), "stranger": torch.zeros(1)}
-    assert "1 ignored (stranger)" in load_weights(mini(), state, "file")
+    assert "1 ignored, which it has no place for (stranger)" in load_weights(mini(), state, "file")
 
 
 def test_torchvision_weights(save):
@@ -110,7 +112,7 @@ def test_torchvision_weights(save):
     network = build_model("ResNet18")
     original = resnet18()
     report = load_weights(network, original.state_dict(), "resnet18.pth", fresh_heads=True)
-    assert "2 ignored (fc.weight, fc.bias)" in report
+    assert "2 ignored, which it has no place for (fc.weight, fc.bias)" in report
     assert torch.equal(network.layer4[1].conv2.weight, original.layer4[1].conv2.weight)
     with pytest.raises(WeightsError, match="use --model ResNet101"):
         load_weights(build_model("Oracle"), {"fc.weight": torch.zeros(1)}, "resnet101.pth", fresh_heads=True)
@@ -119,8 +121,26 @@ def test_torchvision_weights(save):
         state = {key: tuple(value.shape) for key, value in vgg16().state_dict().items() if key.startswith("features")}
     state = {key: torch.full(shape, float(key.split(".")[1])) for key, shape in state.items()}
     vgg = build_model("DeeplabVGG")
-    load_weights(vgg, {**state, "classifier.6.weight": torch.zeros(1)}, "vgg16.pth", fresh_heads=True)
+    report = load_weights(vgg, {**state, "classifier.6.weight": torch.zeros(1)}, "vgg16.pth", fresh_heads=True)
     assert (vgg.features[21].weight == 21).all() and (vgg.features[27].weight == 28).all()
+    assert "taken as weights for Caffe colours" in report
+
+
+def test_vgg16_of_torchvision_is_not_taken_for_caffes(save, monkeypatch):
+    """Their keys are the same; the file's hash tells."""
+    path = save({f"features.{i}.weight": torch.zeros(1) for i in (0, 28)}, "renamed.pth")
+    assert read_weights(path).convention is None
+    prefix = hashlib.sha256(open(path, "rb").read()).hexdigest()[:8]
+    monkeypatch.setattr(type(VGG16_Weights.IMAGENET1K_V1), "url", f"https://x.org/vgg16-{prefix}.pth")
+    state = read_weights(path)
+    assert state.convention == "imagenet"
+    with pytest.raises(WeightsError, match="do not fit DeeplabVGG, which has Caffe's colours; use --model VGG16"):
+        load_weights(build_model("DeeplabVGG"), state, path, fresh_heads=True)
+    assert build_model("VGG16").normalize.convention == "imagenet"
+    monkeypatch.setattr(type(VGG16_Weights.IMAGENET1K_V1), "get_state_dict", lambda self, **options: dict(state))
+    assert read_weights("torchvision:VGG16_Weights.IMAGENET1K_V1").convention == "imagenet"
+    with pytest.raises(WeightsError, match="other colours than the networks here; use VGG16_Weights.IMAGENET1K_V1"):
+        read_weights("torchvision:VGG16_Weights.IMAGENET1K_FEATURES")
 
 
 @pytest.mark.parametrize(
@@ -144,9 +164,7 @@ def test_published_layouts_are_recognised_from_their_keys():
         ("ResNet", "ResNet"),
         ("ResNet50", "ResNet50"),
     ):
-        with torch.device("meta"):
-            state = build_model(name).state_dict()
-        assert settings_from_weights(state)["name"] == expected
+        assert settings_from_weights(build_model(name).state_dict())["name"] == expected
 
 
 def test_what_keys_cannot_tell_comes_from_the_run_directory(save, tmp_path):
@@ -194,3 +212,10 @@ def test_files_that_are_no_weights(save, tmp_path, monkeypatch):
 def test_unknown_networks_are_refused(save):
     with pytest.raises(WeightsError, match="not a segmentation network known here"):
         load_model(save({"encoder.weight": torch.zeros(1)}))
+
+
+def test_a_network_with_one_classifier_takes_the_main_one():
+    two, one = mini(heads="multi"), mini(heads="single")
+    report = load_weights(one, two.state_dict(), "file")
+    assert torch.equal(one.layer5.conv2d_list[0].weight, two.layer6.conv2d_list[0].weight)
+    assert "of its two classifiers the one on layer 4" in report
