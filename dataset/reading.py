@@ -6,7 +6,10 @@ import warnings
 import numpy as np
 import torch
 from PIL import Image
+from scipy.io import loadmat
 from torchvision.io import ImageReadMode, decode_image, read_file
+
+from .classes import TRAINID_TO_LABELID
 
 # It decodes PNGs faster than Pillow, and SYNTHIA's 16-bit labels at all; deprecated since 0.29, present up to 0.30.
 warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities", category=DeprecationWarning)
@@ -25,17 +28,25 @@ def read_image(path):
     return _decode(path, ImageReadMode.RGB)
 
 
-def read_label(path):
+def read_label(path, colours=None):
     """Read a label file as an (H,W) tensor of raw ids: uint8 for grey and palette PNGs, and SYNTHIA's first channel.
 
+    Args:
+        colours: {(red, green, blue): id} (see `read_gta5_colours`), for labels that were saved as RGB pictures.
+
     Raises:
-        FileNotFoundError, ReadError: naming the file; an RGB picture is refused, for it holds colours and no ids.
+        FileNotFoundError, ReadError: naming the file; without `colours` an RGB picture is refused, for it holds no ids.
     """
     kind = _png_kind(path)
     if kind == "16-bit":
         return _synthia_classes(path)
+    if kind == "rgb" and colours is not None:
+        return _ids_of_colours(path, colours)
     if kind == "rgb":
-        raise ReadError(f"{path}: an RGB picture, not a label map of ids (a colour version of the labels?)")
+        raise ReadError(
+            f"{path}: an RGB picture, not a label map of ids (a colour version of the labels? With the official mapping.mat in "
+            "its root GTA5 is read from colours too)"
+        )
     try:
         with Image.open(path) as image:
             return torch.from_numpy(np.array(image))
@@ -61,6 +72,30 @@ def read_synthia_label(path):
     return read_label(path)
 
 
+def read_gta5_colours(path):
+    """The official GTA5 toolkit's `mapping.mat`: the label id that each colour of `cityscapesMap` stands for.
+
+    Row i is the colour of id i, in 0..1. Where ids share a colour, the one that is a class counts (car and licence plate do).
+
+    Raises:
+        ReadError: no MATLAB file, or without a colour for each of the 34 label ids.
+    """
+    try:
+        table = np.asarray(loadmat(path)["cityscapesMap"], np.float64)
+    except Exception as error:
+        raise ReadError(f"{path}: cannot be read as GTA5's mapping.mat ({type(error).__name__}: {error})") from error
+    if (
+        table.ndim != 2
+        or table.shape[1] != 3
+        or len(table) <= max(TRAINID_TO_LABELID)
+        or not 0 <= table.min() <= table.max() <= 1
+    ):
+        raise ReadError(f"{path}: its cityscapesMap is no table of colours (34 or more rows of 3 numbers in 0..1)")
+    colours = [tuple(colour) for colour in np.rint(table * 255).astype(int).tolist()]
+    ids = {colour: label_id for label_id, colour in enumerate(colours)}
+    return ids | {colours[label_id]: label_id for label_id in TRAINID_TO_LABELID}
+
+
 def image_size(path):
     """(width, height) of an image from its header alone.
 
@@ -73,6 +108,17 @@ def image_size(path):
             return image.size
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def _ids_of_colours(path, colours):
+    packed = _decode(path, ImageReadMode.RGB).long()
+    packed = packed[0] << 16 | packed[1] << 8 | packed[2]
+    present, where = packed.unique(return_inverse=True)
+    present = [(value >> 16, value >> 8 & 255, value & 255) for value in present.tolist()]
+    unknown = [colour for colour in present if colour not in colours]
+    if unknown:
+        raise ReadError(f"{path}: {len(unknown)} of its colours stand for no label id, the first is {unknown[0]}")
+    return torch.tensor([colours[colour] for colour in present], dtype=torch.uint8)[where]
 
 
 def _synthia_classes(path):

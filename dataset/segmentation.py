@@ -1,13 +1,15 @@
 """The data sets: records, read and transformed to uint8 samples."""
 
+import os
 import random
+from functools import partial
 
 import torch
 from torch.utils.data import Dataset
 
 from .classes import label_table
 from .lists import find_records
-from .reading import ReadError, read_image, read_label, read_synthia_label
+from .reading import ReadError, read_gta5_colours, read_image, read_label, read_synthia_label
 
 # Official GTA5 has a few labels that differ from their image by a few pixels; more than this is another picture.
 SIZE_TOLERANCE = 16
@@ -24,8 +26,21 @@ def build_dataset(name, root, split, list_file=None, num_classes=19, transform=N
     records = find_records(name, root, split, list_file, city)
     if labels and records[0].label is None:
         raise FileNotFoundError(f"{root}: split {split} of {name} has no labels")
-    read = read_synthia_label if name == "synthia" else read_label
-    return SegmentationDataset(records, label_table(name, num_classes), transform, labels, read)
+    return SegmentationDataset(records, label_table(name, num_classes), transform, labels, label_reader(name, root))
+
+
+def label_reader(name, root):
+    """The function that reads a label file of data set `name`; GTA5's `mapping.mat` in `root` lets it read colours too.
+
+    Raises:
+        ReadError: there is a mapping.mat, but it is broken.
+    """
+    if name == "synthia":
+        return read_synthia_label
+    mapping = os.path.join(root, "mapping.mat")
+    if name == "gta5" and os.path.exists(mapping):
+        return partial(read_label, colours=read_gta5_colours(mapping))
+    return read_label
 
 
 class SegmentationDataset(Dataset):

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from dataset.classes import RAW_IDS, VOID_IDS, class_names, label_table
 from dataset.lists import find_records
-from dataset.reading import read_image, read_label, read_synthia_label
-from dataset.segmentation import SIZE_TOLERANCE
+from dataset.reading import read_image
+from dataset.segmentation import SIZE_TOLERANCE, label_reader
 from utils.arguments import DATASETS, Parser, positive
 
 # Images in the official releases: (data set, split) to count.
@@ -65,7 +65,7 @@ def get_arguments(arguments=None):
 def main(args):
     records = find_records(args.name, args.root, args.split, args.data_list, args.city_name)
     with ProcessPoolExecutor(args.workers) as pool:
-        check = partial(check_record, name=args.name)
+        check = partial(check_record, read_label=label_reader(args.name, args.root), cityscapes_ids=args.name != "synthia")
         findings = list(tqdm(pool.map(check, records, chunksize=8), total=len(records), unit="image"))
     report = summarize(findings, args)
     print_report(report, args)
@@ -75,14 +75,14 @@ def main(args):
     return 1 if report["errors"] else 0
 
 
-def check_record(record, name):
-    """Read one image and its label completely; a `Finding`."""
+def check_record(record, read_label, cityscapes_ids):
+    """Read one image and its label completely; a `Finding`. With `cityscapes_ids` labels should hold more than 0..18."""
     try:
         image = read_image(record.image)
         size = tuple(image.shape[:0:-1])
         if record.label is None:
             return Finding(record.image, None, size, {}, None)
-        label = (read_synthia_label if name == "synthia" else read_label)(record.label)
+        label = read_label(record.label)
     except OSError as error:
         return Finding(record.image, str(error), None, {}, None)
     label_size = tuple(label.shape[::-1])
@@ -92,7 +92,7 @@ def check_record(record, name):
     sizes = f"label is {label_size[0]}x{label_size[1]}, image {size[0]}x{size[1]}"
     if difference > SIZE_TOLERANCE:
         return Finding(record.image, f"{record.label}: {sizes}", size, ids, None)
-    if name != "synthia" and len(ids) > 2 and max(ids.keys() - {255}) < 19:
+    if cityscapes_ids and len(ids) > 2 and max(ids.keys() - {255}) < 19:
         warning = "label holds ids 0..18 only: train ids instead of label ids?"
     else:
         warning = f"{sizes}: resized independently, as in the originals" if difference else None

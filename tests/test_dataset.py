@@ -1,13 +1,16 @@
 """The loaders against what the originals' loaders returned, label tables, list formats, and what is wrong with files."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
 from PIL import Image
+from scipy.io import savemat
 
 from dataset import ReadError, build_dataset, label_table
-from dataset.classes import to_label_ids
+from dataset.classes import PALETTE, TRAINID_TO_LABELID, to_label_ids
 from dataset.lists import find_records
 from dataset.mini.formats import png_16bit
 from dataset.reading import image_size, read_image, read_label, read_synthia_label
@@ -310,3 +313,41 @@ def test_image_size_and_grey_images(tmp_path):
 def test_resizing_the_image_alone(pair):
     sample = build_dataset("gta5", pair, "all", transform=Resize((32, 16), label=False))[0]
     assert sample["image"].shape == (3, 16, 32) and sample["label"].shape == (40, 60)
+
+
+# GTA5's official mapping
+
+
+def gta5_mapping(path):
+    """Like the official file: a colour in 0..1 for each label id, the same for some of them."""
+    table = np.zeros((35, 3))
+    table[list(TRAINID_TO_LABELID)] = PALETTE / 255
+    table[34] = table[26]  # the licence plate's colour is the car's
+    savemat(path, {"cityscapesMap": table, "camvidMap": table, "classes": np.array(["unlabeled"] * 35, dtype=object)})
+    return table
+
+
+def test_gta5_labels_in_colours_are_read_with_the_official_mapping(mini_data, tmp_path):
+    root = tmp_path / "GTA5"
+    shutil.copytree(mini_data / "GTA5", root)
+    expected = build_dataset("gta5", root, "all")[0]["label"]
+    path = sorted((root / "labels").iterdir())[0]
+    ids = np.array(Image.open(path))
+    Image.fromarray(np.rint(gta5_mapping(tmp_path / "away.mat") * 255).astype(np.uint8)[ids]).save(path)
+    with pytest.raises(ReadError, match="an RGB picture.*With the official mapping.mat in its root"):
+        build_dataset("gta5", root, "all")[0]
+    gta5_mapping(root / "mapping.mat")
+    dataset = build_dataset("gta5", root, "all")
+    assert torch.equal(dataset[0]["label"], expected)
+    assert torch.equal(dataset[1]["label"], build_dataset("gta5", mini_data / "GTA5", "all")[1]["label"])
+    with Image.open(path) as image:
+        image.putpixel((3, 2), (1, 2, 3))
+        image.save(path)
+    with pytest.raises(ReadError, match=r"1 of its colours stand for no label id, the first is \(1, 2, 3\)"):
+        dataset[0]
+    (root / "mapping.mat").write_bytes(b"nothing")
+    with pytest.raises(ReadError, match="mapping.mat: cannot be read as GTA5's mapping.mat"):
+        build_dataset("gta5", root, "all")
+    savemat(root / "mapping.mat", {"cityscapesMap": np.zeros((19, 3))})
+    with pytest.raises(ReadError, match="is no table of colours"):
+        build_dataset("gta5", root, "all")
