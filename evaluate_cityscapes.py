@@ -6,17 +6,20 @@
 
 The network is recognised from the checkpoint, and with it the protocol; --protocol chooses another, and flags change its parts:
 
-    adaptsegnet, fada   images resized to 1024x512, logits upsampled bilinearly to the label's size, the main classifier decides
-                        (FADA scores its distilled models with --input-size 2048,1024)
+    adaptsegnet         images resized to 1024x512, logits upsampled bilinearly to the label's size, the main classifier decides
+    fada                the same; its distilled models are scored with --input-size 2048,1024
     clan                the same with the sum of both classifiers (the default for twin classifiers)
     maxsquare           scored at the input size, labels resized to it (--resize-labels); often with --flip
     crst                images at their own size, logits averaged over scales 0.9, 1, 1.2 and the mirror image (CRST's network)
     cbst                images at their own size, probabilities at 1/8 with the mirror image, bicubic (ResNet-38)
 
+With fada, crst and cbst a class that neither occurs nor is predicted counts 0 in the mean; otherwise it is left out.
+
 For each image <name>.png two files are written to --save:
 <name>.png with train ids, which compute_iou.py reads, and <name>_color.png to look at.
 """
 
+import math
 import os
 import re
 import statistics
@@ -27,9 +30,10 @@ from tqdm import tqdm
 
 from dataset import build_dataset, sequential_loader
 from dataset.classes import to_label_ids
+from dataset.self_training import FitLongerSide
 from dataset.transforms import Resize
-from model import WeightsError, load_model
-from utils.arguments import DATASETS, DEFAULT_ROOTS, Parser, add_speed_flags, numbers, size
+from model import WeightsError, describe, load_model
+from utils.arguments import DATASETS, DEFAULT_ROOTS, Parser, add_speed_flags, numbers, positive, size
 from utils.device import autocast, choose, prepare
 from utils.evaluation import predict_coarsely, predictions
 from utils.metrics import ConfusionMatrix, scores, table, write_results
@@ -40,12 +44,12 @@ PROTOCOLS = {
     "adaptsegnet": {},
     "maxsquare": {"resize_labels": True},
     "clan": {"heads": "sum"},
-    "fada": {},
-    "cbst": {"input_size": None, "flip": True},
-    "crst": {"input_size": None, "flip": True, "scales": (0.9, 1.0, 1.2), "average": "logits"},
+    "fada": {"absent": 0.0},
+    "cbst": {"input_size": None, "flip": True, "absent": 0.0},
+    "crst": {"input_size": None, "flip": True, "scales": (0.9, 1.0, 1.2), "average": "logits", "absent": 0.0},
 }
-# Networks whose authors evaluate in another way than AdaptSegNet; twin classifiers add up by themselves.
-OF_NETWORK = {"ResNet38": "cbst", "DeeplabRes": "crst"}
+# Networks whose authors evaluate in another way than AdaptSegNet.
+OF_NETWORK = {"ResNet38": "cbst", "DeeplabRes": "crst", "deeplab_resnet101": "fada", "deeplab_vgg16": "fada"}
 
 
 def get_arguments(arguments=None):
@@ -54,7 +58,7 @@ def get_arguments(arguments=None):
     group.add_argument(
         "--restore-from",
         "--pretrained-ckpt-file",
-        required=True,
+        "--weights",
         metavar="FILE",
         help="a checkpoint (file or URL), or a folder of them",
     )
@@ -67,36 +71,75 @@ def get_arguments(arguments=None):
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", type=str.lower, choices=DATASETS, default="cityscapes", help="data set to evaluate on")
     group.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
-    group.add_argument("--data-dir", metavar="DIR", help="its root in the official layout (default ./data/Cityscapes, ...)")
+    group.add_argument(
+        "--data-dir", "--data-root", metavar="DIR", help="its root in the official layout (default ./data/Cityscapes, ...)"
+    )
     group.add_argument("--data-list", metavar="FILE", help="list of its images; without one, all of the split")
     group.add_argument("--protocol", choices=PROTOCOLS, help="whose evaluation to follow (default: by the network, as above)")
-    group.add_argument("--set", default="val", metavar="SPLIT", help="split to evaluate")
+    group.add_argument("--set", "--split", default="val", metavar="SPLIT", help="split to evaluate")
     group.add_argument("--input-size", type=size, metavar="W,H", help="images are resized to this (usually 1024,512)")
+    group.add_argument("--test-scales", type=positive, metavar="N", help="cbst: images are resized to this longer side")
+    group.add_argument("--test-steps", type=int, choices=(1, 2, 4), default=1, help="cbst: NxN passes over shifted images")
     parser.add_switch("--resize-labels", group=group, help="score at the input size, labels resized to it")
-    parser.add_switch("--flip", help="average the scores of the image and its mirror image")
-    parser.add_argument(
-        "--scales", type=numbers, metavar="LIST", help="average over these input scales, for example 0.75,1,1.25"
+    parser.add_switch("--flip", "--test-flipping", group=group, help="average the scores of the image and its mirror image")
+    group.add_argument(
+        "--scales",
+        "--test-scale",
+        type=numbers,
+        metavar="LIST",
+        help="average over these input scales, for example 0.75,1,1.25",
     )
     parser.set_defaults(resize_labels=None, flip=None)
-    parser.add_argument(
+    group = parser.add_argument_group("what is written")
+    group.add_argument(
         "--save",
         "--checkpoint-dir",
+        "--output",
         default="./result/cityscapes",
         metavar="DIR",
         help="where predictions go; `none` writes none",
     )
-    parser.add_argument(
-        "--save-label-ids", metavar="DIR", help="also write predictions as Cityscapes label ids, for its server"
-    )
-    parser.add_argument("--json", metavar="FILE", help="write all figures to this file")
-    parser.add_argument("--csv", metavar="FILE", help="write one row per checkpoint to this file")
-    parser.add_argument("--plot", metavar="FILE", help="of a folder of checkpoints: draw mIoU over steps to this PNG")
+    group.add_argument("--save-label-ids", metavar="DIR", help="also write predictions as Cityscapes label ids, for its server")
+    group.add_argument("--json", metavar="FILE", help="write all figures to this file")
+    group.add_argument("--csv", metavar="FILE", help="write one row per checkpoint to this file")
+    group.add_argument("--plot", metavar="FILE", help="of a folder of checkpoints: draw mIoU over steps to this PNG")
+    group = parser.add_argument_group("FADA's test.py -cfg NAME [--saveres] resume FILE [OUTPUT_DIR DIR] [DATASETS.TEST SET]")
+    group.add_argument("-cfg", metavar="NAME", help="--protocol fada, and --input-size 2048,1024 with self_distill in NAME; "
+                       "there need not be such a file")  # fmt: skip
+    group.add_argument("--saveres", action="store_true", help="write predictions, which -cfg alone does not")
+    group.add_argument("options", nargs="*", metavar="KEY VALUE", help="resume, OUTPUT_DIR, DATASETS.TEST (cityscapes_val)")
     add_speed_flags(parser, workers=4)
+    parser.also("--gpu", "--gpus")
+    parser.also("--num-workers", "--prefetch-threads")
     parser.accept_without_effect("--is-training", "--image-summary")
-    parser.accept_without_effect("--ignore-label", takes_value=True)
+    parser.accept_without_effect("--ignore-label", "--phase", takes_value=True)
     args = parser.parse_args(arguments)
+    apply_fada_options(parser, args)
+    if not args.restore_from:
+        parser.error("which checkpoint? Name a file or folder with --restore-from")
     args.data_dir = args.data_dir or DEFAULT_ROOTS[args.dataset]
     return args
+
+
+def apply_fada_options(parser, args):
+    """FADA's `-cfg NAME resume FILE ...` as our flags."""
+    options = dict(zip(args.options[::2], args.options[1::2], strict=False))
+    unknown = [word for word in args.options[::2] if word not in ("resume", "OUTPUT_DIR", "DATASETS.TEST")]
+    if unknown or len(args.options) % 2:
+        parser.error(f"{(unknown or args.options[-1:])[0]}: of FADA's settings only resume, OUTPUT_DIR and DATASETS.TEST are "
+                     "known here, each with a value; flags do the rest (--input-size, ...)")  # fmt: skip
+    args.restore_from = options.get("resume", args.restore_from)
+    if args.cfg is None:
+        return
+    args.protocol = args.protocol or "fada"
+    if "self_distill" in os.path.basename(args.cfg):
+        args.input_size = args.input_size or (2048, 1024)
+    data = options.get("DATASETS.TEST", "cityscapes_val")
+    args.dataset, _, args.set = data.partition("_")
+    folder = os.path.join(options.get("OUTPUT_DIR", "."), "inference", data)
+    args.save = folder if args.saveres else "none"
+    if os.path.isdir(args.restore_from or ""):
+        args.csv = args.csv or os.path.join(folder, "test_results.csv")
 
 
 def main(args):
@@ -108,9 +151,9 @@ def main(args):
         folder = args.save if len(checkpoints) == 1 else os.path.join(args.save, stem)
         if len(checkpoints) > 1:
             print(f"\n{stem}")
-        matrix = evaluate_checkpoint(args, path, device, None if args.save == "none" else folder)
-        if matrix is not None:
-            results[stem] = scores(matrix)
+        figures = evaluate_checkpoint(args, path, device, None if args.save == "none" else folder)
+        if figures is not None:
+            results[stem] = figures
             print(table(results[stem]))
             write_results(results, "checkpoint", args.json, args.csv)
     if len(results) > 1:
@@ -131,21 +174,21 @@ def find_checkpoints(source):
         return [source]
     paths = [
         path
-        for path in glob(os.path.join(escape(source), "*.pth"))
+        for path in glob(os.path.join(escape(source), "*.pth")) + glob(os.path.join(escape(source), "*.params"))
         if not re.search(r"_D\d*\.pth$|state(\.previous)?\.pth$", path)
     ]
     if not paths:
-        raise WeightsError(f"{source}: no checkpoints (*.pth) in this folder")
+        raise WeightsError(f"{source}: no checkpoints (*.pth, *.params) in this folder")
     return sorted(paths, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)])
 
 
 def evaluate_checkpoint(args, path, device, folder):
-    """Predict the split with one checkpoint, write the pictures, and return the confusion matrix (None without labels)."""
+    """Predict the split with one checkpoint, write the pictures, and return the figures (None without labels)."""
     model = load_model(path, args.model, aspp_branches=args.aspp_branches)
     num_classes = model.settings["num_classes"]
     if args.num_classes not in (None, num_classes):
         raise WeightsError(f"{path}: is for {num_classes} classes, not --num-classes {args.num_classes}")
-    print(f"{model.settings['name']}, {num_classes} classes; {model.load_report}")
+    print(f"{describe(model)}; {model.load_report}")
     prepare(model, args, device)
     protocol = protocol_of(args, model)
     loader, labelled = build_loader(args, num_classes, protocol)
@@ -164,7 +207,7 @@ def evaluate_checkpoint(args, path, device, folder):
                 written.pop(0).result()
         for future in written:
             future.result()
-    return confusion.matrix if labelled else None
+    return scores(confusion.matrix, protocol["absent"]) if labelled else None
 
 
 def protocol_of(args, model):
@@ -173,21 +216,27 @@ def protocol_of(args, model):
     Raises:
         ValueError: a flag that the protocol has no use for.
     """
-    name = args.protocol or OF_NETWORK.get(model.settings["name"], "adaptsegnet")
-    chosen = {"flip": False, "resize_labels": False, "input_size": (1024, 512), **PROTOCOLS[name]}
+    of_network = "clan" if model.settings.get("heads") == "twin" else OF_NETWORK.get(model.settings["name"], "adaptsegnet")
+    name = args.protocol or of_network
+    chosen = {"flip": False, "resize_labels": False, "input_size": (1024, 512), "heads": "last", "scales": (1.0,),
+              "average": "probabilities", "absent": math.nan, **PROTOCOLS[name]}  # fmt: skip
     given = {"input_size": args.input_size, "resize_labels": args.resize_labels, "flip": args.flip}
     chosen.update({key: value for key, value in given.items() if value is not None})
     options = {"flip": chosen["flip"]}
     if name == "cbst":
         if args.scales or args.heads:
             raise ValueError("--protocol cbst has neither --scales nor --heads")
-        options["predict"] = predict_coarsely
+        options |= {"predict": predict_coarsely, "steps": args.test_steps}
     else:
-        options["heads"] = args.heads or chosen.get("heads")
-        options["scales"] = args.scales or chosen.get("scales", (1.0,))
-        options["average"] = chosen.get("average", "probabilities")
+        if args.test_scales or args.test_steps != 1:
+            raise ValueError(
+                f"--test-scales and --test-steps belong to --protocol cbst, not {name}; see --input-size, --scales"
+            )
+        options |= {"heads": args.heads or chosen["heads"], "scales": args.scales or chosen["scales"]}
+        options["average"] = chosen["average"]
     print(f"protocol {name}: input {chosen['input_size'] or 'as it is'}, flip {chosen['flip']}, "
-          f"labels {'resized to the input' if chosen['resize_labels'] else 'at their own size'}")  # fmt: skip
+          f"labels {'resized to the input' if chosen['resize_labels'] else 'at their own size'}"
+          + ("" if math.isnan(chosen["absent"]) else ", absent classes count 0"))  # fmt: skip
     return {**chosen, "options": options}
 
 
@@ -196,6 +245,8 @@ def build_loader(args, num_classes, protocol):
 
     def build(labels):
         transform = Resize(protocol["input_size"], label=protocol["resize_labels"]) if protocol["input_size"] else None
+        if args.test_scales:
+            transform = FitLongerSide(args.test_scales)
         return build_dataset(
             args.dataset, args.data_dir, args.set, args.data_list, num_classes, transform, labels, args.city_name
         )
@@ -220,10 +271,13 @@ def save_prediction(folder, label_id_folder, name, ids, num_classes):
 
 
 def points_over_steps(results):
-    """(step, mIoU in %) of the checkpoints whose names end in a number of steps."""
+    """(step, mIoU in %) of the checkpoints whose names end in a number; if two end in the same one, their places count."""
     steps = {stem: re.search(r"(\d+)$", stem) for stem in results}
-    scored = {stem: found for stem, found in steps.items() if found and results[stem]["miou"] is not None}
-    return [(int(found[1]), 100 * results[stem]["miou"]) for stem, found in scored.items()]
+    scored = [(int(found[1]), 100 * results[stem]["miou"]) for stem, found in steps.items()
+              if found and results[stem]["miou"] is not None]  # fmt: skip
+    if len(dict(scored)) < len(scored):
+        return [(place, value) for place, (_, value) in enumerate(scored, 1)]
+    return scored
 
 
 def print_selection(results):

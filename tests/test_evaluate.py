@@ -18,8 +18,11 @@ from dataset.classes import PALETTE, to_label_ids
 from dataset.self_training import FitLongerSide
 from dataset.transforms import Resize
 from model import build_model, upsample
+from model.normalization import Normalize
 from utils.evaluation import evaluate as score
 from utils.evaluation import predict, predict_coarsely
+from utils.metrics import ConfusionMatrix
+from utils.metrics import scores as scores_of
 
 EVALUATE = GOLDEN / "adaptsegnet/evaluate"
 NAMES = ("city_000000_000019_leftImg8bit", "city_000001_000019_leftImg8bit")
@@ -229,31 +232,44 @@ def test_crst_protocol(golden):
             scores[0].permute(1, 2, 0)[::4, ::4], expected, rtol=0, atol=1e-4 * np.abs(recorded["avg_logits_stats"][2])
         )
         assert (scores.argmax(1)[0].numpy() != recorded["pred"][i]).mean() < 1e-3
+    figures = scores_of(torch.from_numpy(recorded["hist"]).long(), absent=0.0)
+    np.testing.assert_allclose(list(figures["iou"].values()), np.nan_to_num(recorded["iou"]), rtol=1e-6)
 
 
-@pytest.mark.parametrize("run, flip", [("a", True), ("c", False)])
-def test_cbst_protocol(run, flip, golden):
-    """Probabilities at 1/8 and bicubic weights, with the recorded network outputs."""
+@pytest.mark.parametrize("run, flip, steps", [("a", True, 1), ("b", True, 2), ("c", False, 1)])
+def test_cbst_protocol(run, flip, steps, golden):
+    """Probabilities at 1/8 (or, from shifted passes, 1/4) and bicubic weights, with the recorded network outputs; and the
+    score, in which absent classes count 0."""
     recorded, inputs = golden("cbst/evaluation.npz"), golden("cbst/thresholds.npz")
 
     class Stub(torch.nn.Module):
         def __init__(self, outputs):
             super().__init__()
-            self.outputs = list(outputs)
-
-        def normalize(self, images):
-            return images.float()
+            self.outputs, self.inputs = list(outputs), []
+            self.normalize = Normalize("imagenet")
 
         def forward(self, images):
+            self.inputs.append(images[0])
             return [torch.from_numpy(np.log(self.outputs.pop(0)))[None]]
 
+    confusion = ConfusionMatrix(19)
     for i in range(3):
         image = torch.from_numpy(inputs["image"][i]).permute(2, 0, 1)
         image = FitLongerSide(58 if flip else 64)(image, None, None, None)[0]
-        model = Stub(inputs["net19"][i] if flip else [recorded["c_net"][i]])
-        scores = predict_coarsely(model, image[None], (32, 64), flip)[0]
+        passes = np.concatenate([inputs["net19"][(i + shift) % 3] for shift in (0, 2, 1, 3)[: steps**2]])  # rows first
+        model = Stub(passes if flip else [recorded["c_net"][i]])
+        scores = predict_coarsely(model, image[None], (32, 64), flip, steps)[0]
+        if steps == 2 and i == 0:
+            given = recorded["b_input_image0"][[0, 1, 4, 5, 2, 3, 6, 7]]
+            np.testing.assert_allclose(torch.stack(model.inputs), given, atol=1e-5)
         np.testing.assert_allclose(scores[:, ::5, ::3], recorded[f"{run}_interp_sub"][i], atol=1e-5)
         assert (scores.argmax(0).numpy() == recorded[f"{run}_pred_trainid"][i]).mean() > 0.999
+        truth = label_table("cityscapes")[recorded["gt_labelid"][i]]
+        confusion.add(torch.from_numpy(truth), torch.from_numpy(recorded[f"{run}_pred_trainid"][i].astype(np.uint8)))
+    np.testing.assert_array_equal(confusion.matrix, recorded[f"{run}_conf"])
+    figures = scores_of(confusion.matrix, absent=0.0)
+    np.testing.assert_allclose(list(figures["iou"].values()), recorded[f"{run}_iou"], rtol=1e-6)
+    assert figures["miou"] == pytest.approx(recorded[f"{run}_iou"].mean())
 
 
 @pytest.mark.parametrize(
@@ -265,6 +281,9 @@ def test_cbst_protocol(run, flip, golden):
         ("ResNet38", [], {"input_size": None, "flip": True}),
         ("DeeplabRes", [], {"input_size": None, "flip": True}),
         ("DeeplabRes", ["--protocol", "adaptsegnet"], {"input_size": (1024, 512), "flip": False}),
+        ("deeplab_resnet101", [], {"input_size": (1024, 512), "flip": False, "absent": 0.0}),
+        ("deeplab_resnet101", ["-cfg", "configs/deeplabv2_r101_tgt_self_distill.yaml"], {"input_size": (2048, 1024)}),
+        ("deeplab_resnet101", ["-cfg", "configs/deeplabv2_r101_adv.yaml"], {"input_size": (1024, 512), "absent": 0.0}),
     ],
 )
 def test_protocols(name, flags, expected):
@@ -272,9 +291,37 @@ def test_protocols(name, flags, expected):
     chosen = evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}))
     assert {key: chosen[key] for key in expected} == expected
     if name == "DeeplabRes" and not flags:
-        assert chosen["options"] == {"flip": True, "heads": None, "scales": (0.9, 1.0, 1.2), "average": "logits"}
+        assert chosen["options"] == {"flip": True, "heads": "last", "scales": (0.9, 1.0, 1.2), "average": "logits"}
     with pytest.raises(ValueError, match="neither --scales nor --heads"):
         evaluate_cityscapes.protocol_of(
             evaluate_cityscapes.get_arguments(["--restore-from", "x", "--protocol", "cbst", "--scales", "1,2"]),
             SimpleNamespace(settings={"name": name}),
         )
+    if name == "DeeplabMulti":
+        args = evaluate_cityscapes.get_arguments(["--restore-from", "x", *flags, "--test-steps", "2"])
+        with pytest.raises(ValueError, match="--test-steps belong to --protocol cbst"):
+            evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}))
+
+
+def test_fada_s_own_options(capsys):
+    words = "-cfg configs/deeplabv2_r101_adv.yaml --saveres resume a.pth OUTPUT_DIR out DATASETS.TEST cityscapes_train"
+    args = evaluate_cityscapes.get_arguments(words.split())
+    assert (args.restore_from, args.set, args.save) == ("a.pth", "train", "out/inference/cityscapes_train")
+    assert evaluate_cityscapes.get_arguments(["-cfg", "x.yaml", "resume", "a.pth"]).save == "none"
+    for words, message in (
+        (["-cfg", "x.yaml"], "which checkpoint"),
+        (["resume"], "resume: of FADA's settings only"),
+        (["--restore-from", "x", "SOLVER.BASE_LR", "1"], "SOLVER.BASE_LR: of FADA's settings only"),
+    ):
+        with pytest.raises(SystemExit):
+            evaluate_cityscapes.get_arguments(words)
+        assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_mxnet_files_and_steps_that_repeat(tmp_path):
+    for name in ("gta_ep-0010.params", "gta_ep-0002.params", "x_D1.pth"):
+        (tmp_path / name).write_bytes(b"")
+    found = [path.rsplit("/", 1)[-1] for path in evaluate_cityscapes.find_checkpoints(str(tmp_path))]
+    assert found == ["gta_ep-0002.params", "gta_ep-0010.params"]
+    results = {f"round{r}_epoch{e}": {"miou": 0.1 * r + 0.01 * e} for r in range(2) for e in (1, 2)}
+    assert [place for place, _ in evaluate_cityscapes.points_over_steps(results)] == [1, 2, 3, 4]

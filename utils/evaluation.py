@@ -38,9 +38,12 @@ def predict(model, images, size, heads=None, flip=False, scales=(1.0,), average=
     return total / (len(scales) * (2 if flip else 1))
 
 
-def predict_coarsely(model, images, size, flip=False):
-    """Scores as the MXNet CBST makes them: probabilities at 1/8, interpolated with bicubic weights; one image at a time."""
-    predictor = CoarseProbabilities(flip)
+def predict_coarsely(model, images, size, flip=False, steps=1):
+    """Scores as the MXNet CBST makes them: probabilities at 1/8, interpolated with bicubic weights; one image at a time.
+
+    With `steps` N they are at N/8, from N x N passes over shifted images.
+    """
+    predictor = CoarseProbabilities(flip, steps)
     return predictor.scores(predictor.maps(model, images), size, images.shape[-2:])[None]
 
 

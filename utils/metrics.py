@@ -55,28 +55,31 @@ def _clipped(ids, limit):
     return ids.clamp(max=limit).to(torch.int32)
 
 
-def iou_per_class(matrix):
-    """(C,) float64 intersection over union; nan for a class that neither occurs nor is predicted."""
+def iou_per_class(matrix, absent=math.nan):
+    """(C,) float64 intersection over union; `absent` for a class that neither occurs nor is predicted."""
     matrix = matrix.double().cpu()
-    return matrix.diag() / (matrix.sum(0) + matrix.sum(1) - matrix.diag())
+    iou = matrix.diag() / (matrix.sum(0) + matrix.sum(1) - matrix.diag())
+    return iou.nan_to_num(nan=absent)
 
 
-def mean_iou(matrix):
-    """The mean IoU over the classes that occur or are predicted, as a float; nan if there are none."""
-    return float(iou_per_class(matrix).nanmean())
+def mean_iou(matrix, absent=math.nan):
+    """The mean IoU as a float: over the classes that occur or are predicted (nan if there are none), or with `absent` 0 over
+    all (FADA, CBST, CRST)."""
+    return float(iou_per_class(matrix, absent).nanmean())
 
 
-def scores(matrix):
+def scores(matrix, absent=math.nan):
     """What a confusion matrix of 19, 16 or 13 classes says, as a JSON-able dict of fractions (None for absent classes).
 
     `iou` per class, `miou` over all of them, and for each smaller published set of classes its mIoU under both
-    protocols: the mean over a subset of these IoUs, and the mIoU once pixels of the other classes are removed.
+    protocols: the mean over a subset of these IoUs, and the mIoU once pixels of the other classes are removed. `absent` as in
+    `mean_iou`.
     """
     num_classes = len(matrix)
-    iou = iou_per_class(matrix)
+    iou = iou_per_class(matrix, absent)
     result = {
         "num_classes": num_classes,
-        "miou": _none_if_nan(mean_iou(matrix)),
+        "miou": _none_if_nan(mean_iou(matrix, absent)),
         "iou": {name: _none_if_nan(value) for name, value in zip(names(num_classes), iou.tolist(), strict=True)},
         "subsets": {},
     }
@@ -86,7 +89,7 @@ def scores(matrix):
         members = [subset(num_classes).index(train_id) for train_id in subset(size)]
         result["subsets"][str(size)] = {
             SUBSET_OF_MATRIX: _none_if_nan(float(iou[members].nanmean())),
-            OTHERS_REMOVED: _none_if_nan(mean_iou(matrix[members][:, members])),
+            OTHERS_REMOVED: _none_if_nan(mean_iou(matrix[members][:, members], absent)),
         }
     return result
 

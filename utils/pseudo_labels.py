@@ -150,13 +150,25 @@ class CoarseProbabilities:
     They are neither normalised again nor clipped: overshoot gives scores below 0 and above 1, as in the original.
     """
 
-    def __init__(self, flip=True):
-        self.flip = flip
+    def __init__(self, flip=True, steps=1):
+        """With `steps` 2 or 4 maps are two or four times as fine: that many passes in each direction, over shifted images."""
+        self.flip, self.steps = flip, steps
 
     def maps(self, model, images):
-        """Images (1,3,h,w) uint8 to one map (1,C,ceil(h/8),ceil(w/8)): the input is padded with 0 to multiples of 8."""
+        """Images (1,3,h,w) uint8 to one map (1,C,steps*ceil(h/8),steps*ceil(w/8))."""
+        images, stride = model.normalize(images), 8 // self.steps
         height, width = images.shape[-2:]
-        padded = F.pad(model.normalize(images), (0, -width % 8, 0, -height % 8))
+        around = F.pad(images, (4, 4, 4, 4))
+        rows = []
+        for top in range(stride // 2, 8, stride):
+            windows = [around[..., top : top + height, left : left + width] for left in range(stride // 2, 8, stride)]
+            rows.append(torch.stack([self._probability(model, window) for window in windows], dim=-1).flatten(-2))
+        return torch.stack(rows, dim=-2).flatten(-3, -2)
+
+    def _probability(self, model, images):
+        """Normalised images (1,3,h,w), padded with 0 to multiples of 8, to (1,C,ceil(h/8),ceil(w/8))."""
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (0, -width % 8, 0, -height % 8))
         probability = F.softmax(model(padded)[-1].float(), dim=1)
         if self.flip:
             probability = 0.5 * (probability + F.softmax(model(padded.flip(-1))[-1].float(), dim=1).flip(-1))
@@ -164,7 +176,8 @@ class CoarseProbabilities:
 
     def scores(self, maps, size, shape):
         """Maps to scores (C,H,W) at `size`; `shape` (h,w) is the resized image's, without the padding."""
-        planes = _resize_planes(maps, tuple(8 * side for side in maps.shape[-2:]))[..., : shape[0], : shape[1]]
+        fine = tuple(8 // self.steps * side for side in maps.shape[-2:])
+        planes = _resize_planes(maps, fine)[..., : shape[0], : shape[1]]
         # Only the heights are compared, as in the original.
         return (planes if shape[0] == size[0] else _resize_planes(planes, size))[0]
 
