@@ -1,5 +1,7 @@
 """Install SegAdapt's packages and scripts: pip install -e ."""
 
+from glob import glob
+
 from setuptools import find_packages, setup
 
 with open("requirements.txt") as file:
@@ -12,6 +14,6 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["model", "model.*", "dataset", "dataset.*", "utils", "utils.*"]),
-    py_modules=["train_source", "train_adaptsegnet", "train_maxsquare", "train_clan", "evaluate_cityscapes", "compute_iou"],
+    py_modules=[*sorted(name[:-3] for name in glob("train_*.py")), "evaluate_cityscapes", "compute_iou"],
     install_requires=requirements,
 )

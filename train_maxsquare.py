@@ -53,6 +53,7 @@ from utils.optimizers import adam, poly, segmentation_optimizer, set_learning_ra
 from utils.pictures import prediction_panel
 from utils.run import Run
 from utils.start import exit_with_message, restore
+from utils.state import has_state
 
 TARGET_MODES = ("maxsquare", "IW_maxsquare", "entropy", "IW_entropy", "hard")
 LONGEST_EPOCH = 5000  # the original counts no more iterations of an epoch when it lays out the learning rate
@@ -83,6 +84,8 @@ def get_arguments(arguments=None):
         "--checkpoint-dir", metavar="DIR", help="where --restore-id is looked for; without that, the run directory"
     )
     group.add_argument("--restore-id", metavar="ID", help="start from CHECKPOINT_DIR/IDbest.pth, as the original names it")
+    parser.add_switch("--continue-training", group=group, help="--resume if the run directory holds a run, else start from "
+                      "CHECKPOINT_DIR/IDfinal.pth")  # fmt: skip
     parser.add_switch("--val-source", group=group, help="validate on the source's val split too (GTA5: needs split.mat)")
     group.add_argument("--optim", choices=("SGD", "Adam"), default="SGD", help="Adam: betas (0.9, 0.99), each parameter once")
     parser.add_switch("--freeze-bn", group=group, help="the original's name for --batch-norm frozen-statistics")
@@ -99,9 +102,11 @@ def get_arguments(arguments=None):
     if args.freeze_bn:
         args.batch_norm = "frozen-statistics"
     if args.restore_id:
-        args.restore_from = f"{args.checkpoint_dir or args.snapshot_dir}/{args.restore_id}best.pth"
+        which = "final" if args.continue_training else "best"
+        args.restore_from = f"{args.checkpoint_dir or args.snapshot_dir}/{args.restore_id}{which}.pth"
     elif args.checkpoint_dir:
         args.snapshot_dir = args.checkpoint_dir
+    args.resume = args.resume or (args.continue_training and has_state(args.snapshot_dir))
     args.epoch_num = args.epoch_num or args.round_num * args.epoch_each_round
     return args
 

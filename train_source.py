@@ -56,6 +56,7 @@ def get_arguments(arguments=None):
     group.add_argument(
         "--gaussian-blur", type=truth, default=True, metavar="BOOL", help="blur every second image, radius below 1 pixel"
     )
+    parser.also("--resume", "--continue-training")
     parser.accept_without_effect("--imagenet-pretrained", "--pin-memory", "--bn-momentum", takes_value=True)
     args = set_source_defaults(parser.parse_args(arguments))
     if args.freeze_bn:

@@ -21,10 +21,13 @@ from utils.start import exit_with_message
 def get_arguments(arguments=None):
     parser = Parser(__doc__)
     add_label_flags(parser)
-    parser.add_argument("--output", "-o", metavar="FILE", help="default: class_statistics_<classes>.json in the data's root")
+    parser.add_argument("--output", "-o", metavar="FILE", help="a file, or a folder for it (default: the data's root)")
     parser.add_argument("--from", dest="original", metavar="FILE", help="convert this label_info.p instead of reading labels")
     args = set_label_defaults(parser.parse_args(arguments))
-    args.output = args.output or os.path.join(args.data_dir, f"class_statistics_{args.num_classes}.json")
+    name = f"class_statistics_{args.num_classes}.json"
+    args.output = args.output or os.path.join(args.data_dir, name)
+    if os.path.isdir(args.output) or args.output.endswith("/"):
+        args.output = os.path.join(args.output, name)
     return args
 
 

@@ -1,6 +1,6 @@
 """Watch a model being adapted to a new domain: mini data, source training, adaptation, evaluation, and a report.
 
-    bash scripts/demo.sh            three seeds, 25 to 30 minutes on 2 cores
+    bash scripts/demo.sh            three seeds, about 27 minutes on 2 cores
     bash scripts/demo.sh --quick    one seed and fewer steps, 4 to 5 minutes
 
 It calls the ordinary scripts with ordinary flags (each command is kept in OUT/commands.txt). What is finished is not done

@@ -49,14 +49,6 @@ SCRIPTS = {
     "scripts/make_mini_data.py": (make_mini_data, ["out"]),
 }
 
-# As the originals' READMEs give them, with only the script's name changed and launchers dropped.
-PUBLISHED = [line.split(" ", 1) for line in (ROOT / "tests/published_commands.txt").read_text().splitlines()]
-
-
-@pytest.mark.parametrize("script, command", PUBLISHED)
-def test_published_commands_parse(script, command):
-    SCRIPTS[script][0].get_arguments(command.split())
-
 
 def test_published_defaults():
     args = train_adaptsegnet.get_arguments([])
@@ -94,7 +86,7 @@ def test_an_unknown_flag_suggests_the_nearest(capsys):
 def test_flags_of_the_original_that_never_had_an_effect_say_so(capsys):
     train_adaptsegnet.get_arguments(["--is-training", "--not-restore-last", "--ignore-label", "255"])
     output = capsys.readouterr().out
-    assert "note: --is-training has no effect, as in the original" in output and "--ignore-label" in output
+    assert "note: --is-training has no effect here" in output and "--ignore-label" in output
 
 
 @pytest.mark.parametrize(

@@ -346,6 +346,16 @@ def test_a_run_validates_each_epoch_and_resumes_exactly(mini_data, tmp_path):
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
+def test_continue_training_takes_a_run_up_again_or_starts_from_its_weights(tmp_path):
+    """The original's flag; what it forgets (optimizer, rate, step), a run of ours has kept."""
+    given = ["--continue_training", "True", "--restore_id", "gta52cityscapes_maxsquare", "--save_dir", str(tmp_path / "run")]
+    args = train_maxsquare.get_arguments([*given, "--checkpoint_dir", "log/MS"])
+    assert not args.resume and args.restore_from == "log/MS/gta52cityscapes_maxsquarefinal.pth"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/state.pth").write_bytes(b"")
+    assert train_maxsquare.get_arguments(given).resume
+
+
 def test_vgg_and_its_limits(mini_data, tmp_path):
     arguments = (
         "--model",

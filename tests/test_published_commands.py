@@ -1,6 +1,9 @@
-"""Every published command on the mini data: training to the first step, evaluation and IoU to their figures."""
+"""Every command that the originals publish (their READMEs', with only the script's name changed) on the mini data: training to
+the first step, statistics, evaluation and IoU to their figures."""
 
 import json
+import shlex
+import shutil
 
 import pytest
 import torch
@@ -11,10 +14,11 @@ import evaluate_cityscapes
 import train_adaptsegnet
 import train_cbst
 import train_clan
+import train_fada
 import train_maxsquare
 import train_source
 from model import build_model
-from scripts import spatial_prior
+from scripts import class_statistics, spatial_prior
 
 MODULES = {
     "train_adaptsegnet.py": train_adaptsegnet,
@@ -22,16 +26,16 @@ MODULES = {
     "train_maxsquare.py": train_maxsquare,
     "train_clan.py": train_clan,
     "train_cbst.py": train_cbst,
+    "train_fada.py": train_fada,
 }
 ROOTS = {"gta5": "GTA5", "synthia": "SYNTHIA", "cityscapes": "Cityscapes", "crosscity": "NTHU_Datasets"}
-COMMANDS = [line.split(" ", 1) for line in (ROOT / "tests/published_commands.txt").read_text().splitlines()]
-COMMANDS = [(script, command) for script, command in COMMANDS if script in MODULES]
+COMMANDS = [line.partition(" ")[::2] for line in (ROOT / "tests/published_commands.txt").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("script, command", COMMANDS)
-def test_it_trains(script, command, mini_data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("script, command", [pair for pair in COMMANDS if pair[0] in MODULES])
+def test_it_trains(script, command, mini_data, tmp_path):
     """Only data, sizes, weights and the length of the run are replaced; everything else is as published."""
-    args = MODULES[script].get_arguments(command.split())
+    args = MODULES[script].get_arguments(shlex.split(command))
     small = {
         "data_dir": str(mini_data / ROOTS[args.source]), "input_size": (64, 32), "restore_from": "none", "device": "cpu",
         "gpu": None, "num_workers": 0, "snapshot_dir": str(tmp_path), "num_steps": 4, "num_steps_stop": 1, "resume": False,
@@ -59,31 +63,49 @@ def test_it_trains(script, command, mini_data, tmp_path, monkeypatch):
     else:
         twin = script == "train_clan.py"
         small |= {"model": "MiniResNet18Twin" if twin else "MiniResNet18"}
+    if script == "train_fada.py":
+        small |= {"input_size_test": (64, 32), "class_statistics": str(tmp_path / "statistics.json")}
+        count = f"--source gta5 -d {small['data_dir']} -o {small['class_statistics']} --workers 1"
+        class_statistics.main(class_statistics.get_arguments(count.split()))
     for key, value in small.items():
         if hasattr(args, key):
             setattr(args, key, value)
     MODULES[script].main(args)
-    folder = tmp_path / "round0" if script == "train_cbst.py" else tmp_path
+    folder = tmp_path / {"train_cbst.py": "round0", "train_fada.py": "distill"}.get(script, "")
     rows = [json.loads(line) for line in open(folder / "metrics.jsonl")]
     losses = {name: value for name, value in rows[0].items() if name.startswith("loss")}
     assert losses and all(torch.isfinite(torch.tensor(value)) for value in losses.values())
 
 
-EVALUATIONS = [line.split(" ", 1) for line in (ROOT / "tests/published_commands.txt").read_text().splitlines()]
+@pytest.mark.parametrize("script, command", [pair for pair in COMMANDS if pair[0] == "scripts/class_statistics.py"])
+def test_it_counts(script, command, mini_data, tmp_path, monkeypatch):
+    """As published, with the data linked to where those commands have it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "datasets").mkdir()
+    for name in ("gta5", "synthia"):
+        shutil.copytree(mini_data / ROOTS[name], tmp_path / "datasets" / name)
+    class_statistics.main(class_statistics.get_arguments(shlex.split(command)))
+    synthia = "synthia" in command
+    content = json.loads((tmp_path / ("datasets/synthia/class_statistics_16.json" if synthia else
+                                      "datasets/gta5/class_statistics_19.json")).read_text())  # fmt: skip
+    assert len(content["file_to_label"]) == 9
 
 
-@pytest.mark.parametrize("script, command", [pair for pair in EVALUATIONS if pair[0] not in MODULES])
+EVALUATORS = ("evaluate_cityscapes.py", "compute_iou.py")
+
+
+@pytest.mark.parametrize("script, command", [pair for pair in COMMANDS if pair[0] in EVALUATORS])
 def test_it_evaluates(script, command, mini_data, tmp_path):
     """The published evaluation commands on a small network, and its predictions through the published IoU commands."""
     torch.save(build_model("MiniResNet18").state_dict(), tmp_path / "weights.pth")
     evaluation = command if script == "evaluate_cityscapes.py" else "--restore-from x"
-    args = evaluate_cityscapes.get_arguments(evaluation.split())
+    args = evaluate_cityscapes.get_arguments(shlex.split(evaluation))
     args.restore_from, args.model, args.data_dir = str(tmp_path / "weights.pth"), None, str(mini_data / "Cityscapes")
     args.save, args.device, args.gpu, args.num_workers = str(tmp_path / "result"), "cpu", None, 0
     args.input_size = args.input_size and (64, 32)
     results = evaluate_cityscapes.main(args)
     assert len(list((tmp_path / "result").glob("*_color.png"))) == 3 and 0 <= results["weights"]["miou"] <= 1
     if script == "compute_iou.py":
-        args = compute_iou.get_arguments(command.split())
+        args = compute_iou.get_arguments(shlex.split(command))
         args.gt_dir, args.pred_dir = str(mini_data / "Cityscapes/gtFine/val"), [str(tmp_path / "result")]
         compute_iou.main(args)

@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
             self._option_string_actions["--" + name.replace("_", "-")].help = text
 
     def accept_without_effect(self, *names, takes_value=False):
-        """Accept flags that the original declares and never reads, so that old command lines work; parsing says so."""
+        """Accept flags of an original that do nothing here, so that old command lines work; parsing says so."""
         for name in names:
             self.without_effect[name] = takes_value
             self.add_argument(
@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
                 nargs=None if takes_value else "?",
                 const=None if takes_value else True,
                 default=argparse.SUPPRESS,
-                help="no effect, as in the original",
+                help="accepted; no effect here",
             )
 
     def parse_args(self, args=None, namespace=None):
@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
         for name in self.without_effect:
             destination = name.lstrip("-").replace("-", "_")
             if hasattr(parsed, destination):
-                print(f"note: {name} has no effect, as in the original")
+                print(f"note: {name} has no effect here")
                 delattr(parsed, destination)
         return parsed
 
@@ -176,7 +176,7 @@ def add_source_flags(parser, default="gta5", aliases=()):
 
 def add_label_flags(parser):
     """For scripts that count something on a data set's labels; complete them with `set_label_defaults`."""
-    parser.add_argument("--source", type=data_set, choices=DATASETS, default="gta5", help="data set")
+    parser.add_argument("--source", type=data_set, choices=DATASETS, help="data set (default gta5, or synthia by its folders)")
     parser.add_argument("--data-dir", "-d", metavar="DIR", help="its root in the official layout (default ./data/GTA5, ...)")
     parser.add_argument("--data-list", metavar="FILE", help="list of its images; without one, all images found")
     parser.add_argument("--source-split", "--split", default="all", metavar="SPLIT", help="split to look at")
@@ -186,7 +186,9 @@ def add_label_flags(parser):
 
 
 def set_label_defaults(args):
-    """Fill in the root and the number of classes that depend on the data set."""
+    """Fill in the data set by the folders of its root, and the root and the number of classes by the data set."""
+    has_synthia = any(os.path.isdir(os.path.join(args.data_dir or "", folder)) for folder in ("RAND_CITYSCAPES", "RGB"))
+    args.source = args.source or ("synthia" if args.data_dir and has_synthia else "gta5")
     args.data_dir = args.data_dir or DEFAULT_ROOTS[args.source]
     args.num_classes = args.num_classes or (16 if args.source == "synthia" else 19)
     return args
@@ -279,9 +281,7 @@ def add_optimization_flags(
         metavar="N",
         help="steps between saves of the state that --resume needs",
     )
-    parser.add_switch(
-        "--resume", "--continue-training", group=group, help="continue the run in --snapshot-dir exactly where it stopped"
-    )
+    parser.add_switch("--resume", group=group, help="continue the run in --snapshot-dir exactly where it stopped")
     group.add_argument(
         "--log-every", type=positive, default=10, metavar="N", help="steps between lines in metrics.jsonl and TensorBoard"
     )
