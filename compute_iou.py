@@ -57,6 +57,7 @@ def main(args):
         print()
         for pred_dir, result in results.items():
             print(f"{pred_dir}\t{percent(result['miou'])}")
+    return results
 
 
 def compute_iou(gt_dir, pred_dir, devkit_dir=None, num_classes=19, workers=1, report=lambda line: None):

@@ -4,12 +4,13 @@
     python evaluate_cityscapes.py --restore-from ./snapshots/GTA2Cityscapes_multi --csv all.csv --plot all.png  # of a run
     python evaluate_cityscapes.py --restore-from FILE --set test --save-label-ids ./submission            # for the server
 
-The network is recognised from the checkpoint, and with it the protocol; --protocol chooses another, and flags change its parts:
+The network is recognised from the checkpoint, and with it its authors' protocol; --protocol chooses another (the same one for
+checkpoints that shall compare), and flags change its parts:
 
     adaptsegnet         images resized to 1024x512, logits upsampled bilinearly to the label's size, the main classifier decides
     fada                the same; its distilled models are scored with --input-size 2048,1024
     clan                the same with the sum of both classifiers (the default for twin classifiers)
-    maxsquare           scored at the input size, labels resized to it (--resize-labels); often with --flip
+    maxsquare           scored at the input size, labels resized to it (--resize-labels); often with --flip (MaxSquare's files)
     crst                images at their own size, logits averaged over scales 0.9, 1, 1.2 and the mirror image (CRST's network)
     cbst                images at their own size, probabilities at 1/8 with the mirror image, bicubic (ResNet-38)
 
@@ -33,7 +34,8 @@ from dataset.classes import to_label_ids
 from dataset.self_training import FitLongerSide
 from dataset.transforms import Resize
 from model import WeightsError, describe, load_model
-from utils.arguments import DATASETS, DEFAULT_ROOTS, Parser, add_speed_flags, numbers, positive, size
+from model.dialects import FADA, MAXSQUARE
+from utils.arguments import DATASETS, DEFAULT_ROOTS, Parser, add_speed_flags, data_set, numbers, positive, size
 from utils.device import autocast, choose, prepare
 from utils.evaluation import predict_coarsely, predictions
 from utils.metrics import ConfusionMatrix, scores, table, write_results
@@ -48,7 +50,8 @@ PROTOCOLS = {
     "cbst": {"input_size": None, "flip": True, "absent": 0.0},
     "crst": {"input_size": None, "flip": True, "scales": (0.9, 1.0, 1.2), "average": "logits", "absent": 0.0},
 }
-# Networks whose authors evaluate in another way than AdaptSegNet.
+# Files and networks whose authors evaluate in another way than AdaptSegNet.
+OF_DIALECT = {MAXSQUARE: "maxsquare", FADA: "fada"}
 OF_NETWORK = {"ResNet38": "cbst", "DeeplabRes": "crst", "deeplab_resnet101": "fada", "deeplab_vgg16": "fada"}
 
 
@@ -63,21 +66,30 @@ def get_arguments(arguments=None):
         help="a checkpoint (file or URL), or a folder of them",
     )
     group.add_argument(
-        "--model", metavar="NAME", help="network, where the checkpoint alone cannot tell (see train_*.py --help)"
+        "--model", "--backbone", metavar="NAME", help="network, where the checkpoint alone cannot tell (see train_*.py --help)"
     )
     group.add_argument("--num-classes", type=int, choices=(19, 16, 13), help="checked against the checkpoint")
     group.add_argument("--aspp-branches", type=int, choices=(2, 4), help="branches of each classifier that are added")
     group.add_argument("--heads", choices=("last", "sum"), help="which logits decide: the main classifier's, or the sum")
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", type=str.lower, choices=DATASETS, default="cityscapes", help="data set to evaluate on")
+    group.add_argument("--dataset", type=data_set, choices=DATASETS, help="data set to evaluate on (default cityscapes)")
     group.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
     group.add_argument(
-        "--data-dir", "--data-root", metavar="DIR", help="its root in the official layout (default ./data/Cityscapes, ...)"
+        "--data-dir",
+        "--data-root",
+        "--data-root-path",
+        metavar="DIR",
+        help="its root in the official layout (default ./data/Cityscapes, ...)",
     )
-    group.add_argument("--data-list", metavar="FILE", help="list of its images; without one, all of the split")
-    group.add_argument("--protocol", choices=PROTOCOLS, help="whose evaluation to follow (default: by the network, as above)")
-    group.add_argument("--set", "--split", default="val", metavar="SPLIT", help="split to evaluate")
-    group.add_argument("--input-size", type=size, metavar="W,H", help="images are resized to this (usually 1024,512)")
+    group.add_argument("--data-list", "--list-path", metavar="FILE", help="list of its images; without one, all of the split")
+    group.add_argument("--set", "--split", metavar="SPLIT", help="split to evaluate (default val)")
+    group = parser.add_argument_group("protocol")
+    group.add_argument(
+        "--protocol", choices=PROTOCOLS, help="whose evaluation to follow (default: by the checkpoint, as above)"
+    )
+    group.add_argument(
+        "--input-size", "--crop-size", type=size, metavar="W,H", help="images are resized to this (usually 1024,512)"
+    )
     group.add_argument("--test-scales", type=positive, metavar="N", help="cbst: images are resized to this longer side")
     group.add_argument("--test-steps", type=int, choices=(1, 2, 4), default=1, help="cbst: NxN passes over shifted images")
     parser.add_switch("--resize-labels", group=group, help="score at the input size, labels resized to it")
@@ -95,10 +107,10 @@ def get_arguments(arguments=None):
         "--save",
         "--checkpoint-dir",
         "--output",
-        default="./result/cityscapes",
         metavar="DIR",
-        help="where predictions go; `none` writes none",
+        help="where predictions go (default ./result/cityscapes); `none` writes none",
     )
+    parser.add_switch("--no-save-results", group=group, help="the same as --save none")
     group.add_argument("--save-label-ids", metavar="DIR", help="also write predictions as Cityscapes label ids, for its server")
     group.add_argument("--json", metavar="FILE", help="write all figures to this file")
     group.add_argument("--csv", metavar="FILE", help="write one row per checkpoint to this file")
@@ -111,35 +123,42 @@ def get_arguments(arguments=None):
     add_speed_flags(parser, workers=4)
     parser.also("--gpu", "--gpus")
     parser.also("--num-workers", "--prefetch-threads")
-    parser.accept_without_effect("--is-training", "--image-summary")
-    parser.accept_without_effect("--ignore-label", "--phase", takes_value=True)
+    parser.accept_without_effect("--is-training", "--image-summary", "--save-predictions")
+    parser.accept_without_effect("--ignore-label", "--phase", "--base-size", "--batch-size-per-gpu", takes_value=True)
     args = parser.parse_args(arguments)
     apply_fada_options(parser, args)
     if not args.restore_from:
         parser.error("which checkpoint? Name a file or folder with --restore-from")
+    if args.model and "_rna-a1_cls" in args.model:
+        args.model = "ResNet38"  # as CBST names it: cityscapes_rna-a1_cls19_s8
+    args.dataset, args.set = args.dataset or "cityscapes", args.set or "val"
+    args.save = "none" if args.no_save_results else args.save or "./result/cityscapes"
     args.data_dir = args.data_dir or DEFAULT_ROOTS[args.dataset]
     return args
 
 
 def apply_fada_options(parser, args):
-    """FADA's `-cfg NAME resume FILE ...` as our flags."""
+    """FADA's `-cfg NAME resume FILE ...` as our flags, as far as those are not given."""
     options = dict(zip(args.options[::2], args.options[1::2], strict=False))
     unknown = [word for word in args.options[::2] if word not in ("resume", "OUTPUT_DIR", "DATASETS.TEST")]
     if unknown or len(args.options) % 2:
         parser.error(f"{(unknown or args.options[-1:])[0]}: of FADA's settings only resume, OUTPUT_DIR and DATASETS.TEST are "
                      "known here, each with a value; flags do the rest (--input-size, ...)")  # fmt: skip
-    args.restore_from = options.get("resume", args.restore_from)
-    if args.cfg is None:
-        return
-    args.protocol = args.protocol or "fada"
-    if "self_distill" in os.path.basename(args.cfg):
-        args.input_size = args.input_size or (2048, 1024)
+    args.restore_from = args.restore_from or options.get("resume")
     data = options.get("DATASETS.TEST", "cityscapes_val")
-    args.dataset, _, args.set = data.partition("_")
+    name, _, split = data.partition("_")
+    if name not in DATASETS or not split:
+        parser.error(f"DATASETS.TEST {data}: not a data set and a split, such as cityscapes_val")
+    args.dataset, args.set = args.dataset or name, args.set or split
     folder = os.path.join(options.get("OUTPUT_DIR", "."), "inference", data)
-    args.save = folder if args.saveres else "none"
-    if os.path.isdir(args.restore_from or ""):
-        args.csv = args.csv or os.path.join(folder, "test_results.csv")
+    if "OUTPUT_DIR" in options or args.cfg:
+        args.save = args.save or (folder if args.saveres or not args.cfg else "none")
+    if args.cfg:
+        args.protocol = args.protocol or "fada"
+        if "self_distill" in os.path.basename(args.cfg):
+            args.input_size = args.input_size or (2048, 1024)
+        if os.path.isdir(args.restore_from or ""):
+            args.csv = args.csv or os.path.join(folder, "test_results.csv")
 
 
 def main(args):
@@ -211,33 +230,41 @@ def evaluate_checkpoint(args, path, device, folder):
 
 
 def protocol_of(args, model):
-    """The parts of the protocol: --protocol, or the network's own, with what other flags change.
+    """The parts of the protocol: --protocol, or the checkpoint's own, with what other flags change.
 
     Raises:
         ValueError: a flag that the protocol has no use for.
     """
-    of_network = "clan" if model.settings.get("heads") == "twin" else OF_NETWORK.get(model.settings["name"], "adaptsegnet")
-    name = args.protocol or of_network
+    name = args.protocol or own_protocol(model)
     chosen = {"flip": False, "resize_labels": False, "input_size": (1024, 512), "heads": "last", "scales": (1.0,),
               "average": "probabilities", "absent": math.nan, **PROTOCOLS[name]}  # fmt: skip
-    given = {"input_size": args.input_size, "resize_labels": args.resize_labels, "flip": args.flip}
+    given = {"input_size": args.input_size, "resize_labels": args.resize_labels, "flip": args.flip, "heads": args.heads,
+             "scales": args.scales}  # fmt: skip
     chosen.update({key: value for key, value in given.items() if value is not None})
-    options = {"flip": chosen["flip"]}
     if name == "cbst":
         if args.scales or args.heads:
             raise ValueError("--protocol cbst has neither --scales nor --heads")
-        options |= {"predict": predict_coarsely, "steps": args.test_steps}
+        if args.input_size and args.test_scales:
+            raise ValueError("--input-size and --test-scales both say how large the network's input is; give one")
+        options = {"flip": chosen["flip"], "predict": predict_coarsely, "steps": args.test_steps}
     else:
         if args.test_scales or args.test_steps != 1:
-            raise ValueError(
-                f"--test-scales and --test-steps belong to --protocol cbst, not {name}; see --input-size, --scales"
-            )
-        options |= {"heads": args.heads or chosen["heads"], "scales": args.scales or chosen["scales"]}
-        options["average"] = chosen["average"]
-    print(f"protocol {name}: input {chosen['input_size'] or 'as it is'}, flip {chosen['flip']}, "
+            raise ValueError(f"--test-scales and --test-steps belong to --protocol cbst, not {name}; see --scales")
+        options = {key: chosen[key] for key in ("flip", "heads", "scales", "average")}
+    if chosen["resize_labels"] and not chosen["input_size"]:
+        raise ValueError(f"--resize-labels: with --protocol {name} images keep their size; name one with --input-size")
+    longer_side = f"longer side {args.test_scales}" if args.test_scales else "as it is"
+    print(f"protocol {name}: input {chosen['input_size'] or longer_side}, flip {chosen['flip']}, "
           f"labels {'resized to the input' if chosen['resize_labels'] else 'at their own size'}"
           + ("" if math.isnan(chosen["absent"]) else ", absent classes count 0"))  # fmt: skip
     return {**chosen, "options": options}
+
+
+def own_protocol(model):
+    """How the authors of a network, or of the file that it is from, evaluate it."""
+    if model.settings.get("heads") == "twin":
+        return "clan"
+    return OF_DIALECT.get(model.dialect) or OF_NETWORK.get(model.settings["name"], "adaptsegnet")
 
 
 def build_loader(args, num_classes, protocol):

@@ -43,6 +43,7 @@ from utils.arguments import (
     add_source_flags,
     add_target_flags,
     numbers,
+    positive,
     set_source_defaults,
     set_target_defaults,
     truth,
@@ -90,7 +91,15 @@ def get_arguments(arguments=None):
         metavar="N",
         help="crst: one more than are trained, as there (default 4; cbst 6)",
     )
-    group.add_argument("--epochs-per-round", "--epr", type=int, default=2, metavar="N", help="epochs of training in a round")
+    group.add_argument(
+        "--epochs-per-round",
+        "--epoch-per-round",
+        "--epr",
+        type=int,
+        default=2,
+        metavar="N",
+        help="epochs of training in a round",
+    )
     group.add_argument("--kc-policy", choices=("cb", "global"), default="cb", help="thresholds per class, or one (ST)")
     group.add_argument(
         "--init-tgt-port", type=float, metavar="P", help="portion of target pixels at first (default 0.2; cbst 0.15)"
@@ -142,9 +151,14 @@ def get_arguments(arguments=None):
         help="sizes of crops (default 0.5,1.5; cbst 0.7,1.3)",
     )
     group.add_argument(
+        "--train-scale-tgt", type=numbers, metavar="LOW,HIGH", help="of the target's, if they differ from the source's"
+    )
+    group.add_argument(
         "--eval-scale", type=float, default=0.9, metavar="F", help="crst: images are scaled by this to be labelled"
     )
     group.add_argument("--test-scales", type=int, default=1850, metavar="N", help="cbst: longer side of images to be labelled")
+    group.add_argument("--test-steps", type=int, choices=(1, 2, 4), default=1, help="cbst: NxN passes over shifted images")
+    group.add_argument("--ds-rate", type=positive, default=4, metavar="N", help="every Nth pixel counts for thresholds")
     group.add_argument(
         "--origin-size", type=int, metavar="N", help="cbst: longer side of source images (default: of the data set)"
     )
@@ -185,9 +199,12 @@ def accept_old_names(parser):
     parser.also("--random-seed", "--seed-int", "--randseed")
     parser.also("--num-workers", "--prefetch-threads")
     parser.also("--gpu", "--gpus")
-    parser.accept_without_effect("--rm-prob", "--debug", "--eval-training", "--pin-memory")
+    parser.accept_without_effect(
+        "--rm-prob", "--debug", "--eval-training", "--pin-memory", "--no-cudnn", "--backward-do-mirror"
+    )
     parser.accept_without_effect("--to-epoch", "--split-tgt", "--self-training-script", "--log-file", "--rare-cls-num",
-                                 "--kc-value", "--ignore-label", takes_value=True)  # fmt: skip
+                                 "--kc-value", "--ignore-label", "--data-tgt-test-list", "--test-image-size", "--test-scale",
+                                 "--cache-images", "--kvstore", "--prefetcher", "--phase", takes_value=True)  # fmt: skip
 
 
 def with_published_defaults(args):
@@ -217,8 +234,9 @@ def with_published_defaults(args):
         raise ValueError("--lr-weight-ent belongs to --protocol crst, without --with-prior")
     if not 0 < args.init_tgt_port <= 1 or not 0 <= args.init_src_port <= 1:
         raise ValueError("--init-tgt-port and --init-src-port are portions, between 0 and 1")
-    if len(args.scale_rate_range) != 2:
-        raise ValueError("--scale-rate-range wants two numbers")
+    args.train_scale_tgt = args.train_scale_tgt or args.scale_rate_range
+    if len(args.scale_rate_range) != 2 or len(args.train_scale_tgt) != 2:
+        raise ValueError("--scale-rate-range and --train-scale-tgt want two numbers")
     if args.protocol == "cbst" and args.input_size[0] != args.input_size[1]:
         raise ValueError(f"--input-size {args.input_size[0]},{args.input_size[1]}: crops of --protocol cbst are square")
     if args.protocol == "crst" and args.num_rounds < 2:
@@ -378,15 +396,13 @@ def training_set(args, portions, rare):
     soft = None
     if args.protocol == "cbst":
         T = math.ceil(args.input_size[0] / 8) * 8
-        crop = partial(
-            CanvasCrop, T, args.scale_rate_range, priority=rare["priority"], rare=rare["rare"], chance=args.mine_port
-        )
-        source_crop = crop(args.origin_size, MAX_SIDE[args.source])
-        target_crop = crop(args.origin_size_tgt, MAX_SIDE[args.target])
+        crop = partial(CanvasCrop, T, priority=rare["priority"], rare=rare["rare"], chance=args.mine_port)
+        source_crop = crop(args.scale_rate_range, args.origin_size, MAX_SIDE[args.source])
+        target_crop = crop(args.train_scale_tgt, args.origin_size_tgt, MAX_SIDE[args.target])
     else:
-        scales = args.scale_rate_range if args.random_scale else None
-        source_crop = ScaledCrop(args.input_size, scales, args.random_mirror)
-        target_crop = ScaledCrop(args.input_size, scales, args.random_mirror, rare["rare"], args.mine_port)
+        scales = (args.scale_rate_range, args.train_scale_tgt) if args.random_scale else (None, None)
+        source_crop = ScaledCrop(args.input_size, scales[0], args.random_mirror)
+        target_crop = ScaledCrop(args.input_size, scales[1], args.random_mirror, rare["rare"], args.mine_port)
         if args.lr_weight_ent:
             with open(os.path.join(args.snapshot_dir, "thresholds.json")) as file:
                 thresholds = torch.tensor(json.load(file)["thresholds"])

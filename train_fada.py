@@ -55,8 +55,7 @@ from utils.start import exit_with_message, restore, restore_discriminators
 from utils.state import claim_directory, has_state, seed_everything
 
 STAGES = ("source", "adversarial", "pseudo-label", "distill")
-RESNET101 = "resnet101-5d3b4d8f.pth"
-IMAGENET = {"deeplab_resnet101": RESNET101, "deeplab_vgg16": "vgg16-00b39a1b.pth", "vgg16": "vgg16-397923af.pth"}
+IMAGENET = {"resnet": "resnet101-5d3b4d8f.pth", "vgg": "vgg16-00b39a1b.pth"}
 JITTER = (0.5, 0.5, 0.5, 0.2)
 SOURCE, TARGET = 0, 1
 
@@ -341,7 +340,7 @@ def build_network(args, device):
         if distributed.is_main():
             print(report)
     else:
-        restore(G, args.restore_from, usual=IMAGENET.get(args.model.lower(), RESNET101))
+        restore(G, args.restore_from, usual=IMAGENET["vgg" if "vgg" in args.model.lower() else "resnet"])
     return prepare(distributed.synchronize_norms(G, device), args, device).train()
 
 

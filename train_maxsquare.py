@@ -35,6 +35,7 @@ from dataset.transforms import Compose, RandomBlur, RandomMirror, Resize
 from model import build_model, upsample
 from utils import distributed
 from utils.arguments import (
+    WITHOUT_EFFECT,
     Parser,
     add_network_flags,
     add_optimization_flags,
@@ -84,29 +85,32 @@ def get_arguments(arguments=None):
         "--checkpoint-dir", metavar="DIR", help="where --restore-id is looked for; without that, the run directory"
     )
     group.add_argument("--restore-id", metavar="ID", help="start from CHECKPOINT_DIR/IDbest.pth, as the original names it")
-    parser.add_switch("--continue-training", group=group, help="--resume if the run directory holds a run, else start from "
-                      "CHECKPOINT_DIR/IDfinal.pth")  # fmt: skip
+    parser.add_switch("--continue-training", group=group, help="--resume if the run directory holds a run; else start from "
+                      "CHECKPOINT_DIR/IDfinal.pth, ID being gta52cityscapes_<mode> (CrossCity: train_logbest.pth)")  # fmt: skip
     parser.add_switch("--val-source", group=group, help="validate on the source's val split too (GTA5: needs split.mat)")
     group.add_argument("--optim", choices=("SGD", "Adam"), default="SGD", help="Adam: betas (0.9, 0.99), each parameter once")
     parser.add_switch("--freeze-bn", group=group, help="the original's name for --batch-norm frozen-statistics")
     group.add_argument("--random-mirror", type=truth, default=True, metavar="BOOL", help="mirror every second image")
     group.add_argument("--gaussian-blur", type=truth, default=True, metavar="BOOL",
                        help="blur every second image, radius below 1 pixel")  # fmt: skip
-    parser.accept_without_effect(
-        "--imagenet-pretrained", "--pin-memory", "--bn-momentum", "--gamma", "--exp-tag", "--exp", takes_value=True
-    )
+    parser.also("--data-dir-target", "--data-root-path")
+    parser.also("--data-list-target", "--list-path")
+    parser.accept_without_effect(*WITHOUT_EFFECT, "--gamma", "--exp-tag", "--exp", "--init-round", takes_value=True)
     parser.set_defaults(target=None)
     args = parser.parse_args(arguments)
     args.target = args.target or ("crosscity" if args.city_name else "cityscapes")
     set_target_defaults(set_source_defaults(args))
     if args.freeze_bn:
         args.batch_norm = "frozen-statistics"
-    if args.restore_id:
-        which = "final" if args.continue_training else "best"
-        args.restore_from = f"{args.checkpoint_dir or args.snapshot_dir}/{args.restore_id}{which}.pth"
-    elif args.checkpoint_dir:
+    folder = args.checkpoint_dir or args.snapshot_dir
+    if args.checkpoint_dir and not args.restore_id:
         args.snapshot_dir = args.checkpoint_dir
     args.resume = args.resume or (args.continue_training and has_state(args.snapshot_dir))
+    if args.continue_training and not args.resume:
+        usual, which = ("train_log", "best") if args.city_name else (f"gta52cityscapes_{args.target_mode}", "final")
+        args.restore_from = f"{folder}/{args.restore_id or usual}{which}.pth"
+    elif args.restore_id:
+        args.restore_from = f"{folder}/{args.restore_id}best.pth"
     args.epoch_num = args.epoch_num or args.round_num * args.epoch_each_round
     return args
 

@@ -21,6 +21,7 @@ from dataset.transforms import Compose, RandomBlur, RandomMirror, Resize
 from model import build_model, upsample
 from utils import distributed
 from utils.arguments import (
+    WITHOUT_EFFECT,
     Parser,
     add_network_flags,
     add_optimization_flags,
@@ -57,7 +58,9 @@ def get_arguments(arguments=None):
         "--gaussian-blur", type=truth, default=True, metavar="BOOL", help="blur every second image, radius below 1 pixel"
     )
     parser.also("--resume", "--continue-training")
-    parser.accept_without_effect("--imagenet-pretrained", "--pin-memory", "--bn-momentum", takes_value=True)
+    parser.also("--data-dir", "--data-root-path")
+    parser.also("--data-list", "--list-path")
+    parser.accept_without_effect(*WITHOUT_EFFECT, "--target-crop-size", takes_value=True)
     args = set_source_defaults(parser.parse_args(arguments))
     if args.freeze_bn:
         args.batch_norm = "frozen-statistics"

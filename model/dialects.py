@@ -2,7 +2,10 @@
 
 import torch
 
+from .normalization import NO_EPS
+
 FADA = "a checkpoint of FADA"
+MAXSQUARE = "a checkpoint of MaxSquare"
 
 
 def from_fada(checkpoint):
@@ -24,7 +27,7 @@ def to_fada(network, iteration, discriminator=None):
     """
     state = {key: value for key, value in network.state_dict().items()}
     (head,) = network.head_names
-    if all(norm.eps == 0 for norm in network.norms()):
+    if all(norm.eps <= NO_EPS for norm in network.norms()):
         state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     parts = {"iteration": iteration, "feature_extractor": {}, "classifier": {}}
     for key, value in state.items():

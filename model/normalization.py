@@ -24,6 +24,10 @@ CONVENTIONS = {
     "caffe-vgg": InputConvention(True, 1.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
 }
 
+# Stands for 0 where BatchNorm adds nothing to the variance: some versions of PyTorch refuse an eps of 0, and this one changes
+# no bit of any variance but 0.
+NO_EPS = torch.finfo(torch.float32).tiny
+
 BATCH_NORM_MODES = ("train", "frozen-affine", "frozen-statistics", "frozen")
 
 

@@ -37,16 +37,16 @@ def settings_from_weights(state, source="weights"):
         found = {"name": "DeeplabVGG", "num_classes": len(state["classifier.conv2d_list.0.bias"])}
         if "classifier2.conv2d_list.0.bias" in state:
             return {**found, "heads": "twin", "aspp_branches": 4}
-        return {**found, **_branches(state, "classifier")}
+        return found | _branches(state, "classifier")
     if "blocks.7a.projection.weight" in state and "classifier.bias" in state:
         return {"name": "ResNet38", "num_classes": len(state["classifier.bias"])}
-    if "conv1.weight" not in state or "layer5.conv2d_list.0.weight" not in state:
+    if not {"conv1.weight", "bn1.running_var", "layer5.conv2d_list.0.weight", "layer5.conv2d_list.0.bias"} <= state.keys():
         raise WeightsError(
             f"{source}: not a segmentation network known here (first keys: {', '.join(list(state)[:3])}); "
             "expected DeepLab v2 keys such as layer5.conv2d_list.0.weight"
         )
     found = {"num_classes": len(state["layer5.conv2d_list.0.bias"]), "heads": head_layout(state)}
-    return {"name": _resnet_name(state), **found, **_branches(state, "layer5")}
+    return {"name": _resnet_name(state), **found, **_branches(state, _main_head(state))}
 
 
 def head_layout(state):
@@ -55,6 +55,10 @@ def head_layout(state):
         return "single"
     low, high = (state[f"{head}.conv2d_list.0.weight"].shape[1] for head in ("layer5", "layer6"))
     return "twin" if low == high else "multi"
+
+
+def _main_head(state):
+    return "layer5" if head_layout(state) == "single" else "layer6"
 
 
 def _resnet_name(state):
@@ -81,24 +85,29 @@ def uses_all_branches(state, head):
     The values of a fresh filter are drawn independently, so its nine taps vary nine times as much in sum as one by one (up to
     chance). Training gives neighbouring taps nearly the same gradient, and they add up to more.
     """
+    if f"{head}.conv2d_list.2.weight" not in state:
+        return False
     filters = state[f"{head}.conv2d_list.2.weight"].float().flatten(2)
     chance = math.sqrt(2 / (filters.shape[0] * filters.shape[1]))
-    return bool(filters.sum(2).var() > (1 + 8 * chance) * filters.shape[2] * filters.var())
+    return bool(filters.sum(2).var() > (1 + 6 * chance) * filters.shape[2] * filters.var())
 
 
 def sees_pixels(state):
     """True if a ResNet's stem was trained on pixels of 0..255 (Caffe's colours), False if on normalised ones (ImageNet's):
     by how much the outputs of its filters vary, relative to the filters' squared norms."""
-    power = state["bn1.running_var"] / state["conv1.weight"].flatten(1).square().sum(1)
-    return bool(power.median() > POWER_OF_PIXELS)
+    power = state["bn1.running_var"].float() / state["conv1.weight"].float().flatten(1).square().sum(1)
+    return bool(power.nanmedian() > POWER_OF_PIXELS)  # a filter that is 0 has none
 
 
 def _settings_of_run(source):
     path = os.path.join(os.path.dirname(str(source)), "args.json")
-    if str(source).startswith(("http://", "https://")) or not os.path.exists(path):
+    if not os.path.isfile(source) or not os.path.exists(path):
         return None
-    with open(path) as file:
-        network = json.load(file).get("network")
+    try:
+        with open(path) as file:
+            network = json.load(file).get("network")
+    except (ValueError, AttributeError) as error:
+        raise WeightsError(f"{path}: is no args.json of a run ({error}); mend or remove it") from error
     if network and "aspp_rates" in network:
         network["aspp_rates"] = tuple(network["aspp_rates"])
     return network

@@ -3,6 +3,7 @@
 from torch import nn
 
 from .aspp import RATES, AtrousClassifier
+from .normalization import NO_EPS
 from .segmenter import Segmenter
 
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -104,7 +105,7 @@ class DeepLabResNet(Segmenter):
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0, 0.01)
             elif isinstance(module, nn.BatchNorm2d):
-                module.eps = norm_eps
+                module.eps = max(norm_eps, NO_EPS)
         self.feature_channels = channels
         for name in self.head_names:
             low = heads == "multi" and name == "layer5"

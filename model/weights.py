@@ -4,12 +4,13 @@ import hashlib
 import os
 import pickle
 import re
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
 from torchvision.models import VGG16_Weights, get_weight
 
-from .dialects import FADA, fada_discriminator, from_fada, is_fada
+from .dialects import FADA, MAXSQUARE, fada_discriminator, from_fada, is_fada
 from .mxnet import ParamsError, is_params, read_params
 from .networks import MODELS, build_model, known_name
 from .normalization import CONVENTIONS
@@ -49,7 +50,8 @@ def read_weights(source):
         return State(from_fada(state), FADA)
     dialect = getattr(state, "dialect", "a state dict")
     if isinstance(state.get("state_dict"), dict):
-        state, dialect = state["state_dict"], "a checkpoint with state_dict, as MaxSquare's"
+        dialect = MAXSQUARE if "best_MIou" in state else "a checkpoint with state_dict"
+        state = state["state_dict"]
     not_tensors = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if not_tensors or not state:
         raise WeightsError(
@@ -118,19 +120,21 @@ def load_model(source, name=None, **settings):
 
     The network is the one that the `args.json` of the run directory names in which the file lies; without one it is recognised
     among the published networks by its keys and values (see `settings_from_weights`). `name` and `settings` override both, as
-    in `build_model`.
+    in `build_model`. The network has two attributes more: `load_report`, a sentence, and `dialect`, whose file it was.
 
     Raises:
         WeightsError: the file cannot be read, recognised or loaded.
+        ValueError: unknown name.
     """
     state = read_weights(source)
     found = settings_of(state, source)
-    if name is not None and MODELS[known_name(name)] != MODELS[found["name"]]:
-        heads = {"heads": "single"} if state.dialect == FADA else {}
-        found = {"name": name, "num_classes": found["num_classes"], **heads}
+    if name is not None and MODELS[known_name(name)] != MODELS[known_name(found["name"])]:
+        fixed = {"name": name, **MODELS[known_name(name)][1]}  # what the name leaves open, the file tells
+        kept = {key: found[key] for key in ("num_classes", "heads", "aspp_branches") if key in found and key not in fixed}
+        found = {"name": name, **kept}
     found.update({key: value for key, value in settings.items() if value is not None})
     network = build_model(**found)
-    network.load_report = load_weights(network, state, source)
+    network.load_report, network.dialect = load_weights(network, state, source), state.dialect
     return network.eval()
 
 
@@ -138,15 +142,37 @@ def _load(source):
     source = str(source)
     try:
         if source.startswith("torchvision:"):
-            state = get_weight(source.removeprefix("torchvision:")).get_state_dict(check_hash=True, map_location="cpu")
-        elif source.startswith(("http://", "https://")):
-            state = torch.hub.load_state_dict_from_url(source, map_location="cpu", check_hash=True, weights_only=True)
-        else:
-            if os.path.isfile(source) and is_params(source):
-                return State(from_mxnet(read_params(source)), "MXNet's parameters")
-            _check_file(source)
-            with torch.serialization.safe_globals(NUMPY_NUMBERS):
-                state = torch.load(source, map_location="cpu", weights_only=True)
+            return get_weight(source.removeprefix("torchvision:")).get_state_dict(check_hash=True, map_location="cpu")
+        path = _download(source) if source.startswith(("http://", "https://")) else source
+    except Exception as error:
+        raise WeightsError(f"{source}: cannot be fetched ({type(error).__name__}: {error})") from error
+    try:
+        return _load_file(path, source)
+    except WeightsError:
+        if path != source:
+            os.remove(path)  # or the next try would find the same broken file
+        raise
+
+
+def _download(url):
+    """A URL's file, kept in PyTorch Hub's folder under a name that is the URL's own; a hash in its name is checked."""
+    name = os.path.basename(urlsplit(url).path) or "weights"
+    path = os.path.join(torch.hub.get_dir(), "checkpoints", f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}")
+    if not os.path.exists(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        digest = re.search(r"-([0-9a-f]{8,})\.", name)
+        torch.hub.download_url_to_file(url, path, hash_prefix=digest and digest[1])
+    return path
+
+
+def _load_file(path, source):
+    """What the file at `path` holds; in messages it is called `source`."""
+    try:
+        if os.path.isfile(path) and is_params(path):
+            return State(from_mxnet(read_params(path)), "MXNet's parameters")
+        _check_file(path, source)
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
     except ParamsError as error:
@@ -165,18 +191,20 @@ def _load(source):
     return state
 
 
-def _check_file(path):
+def _check_file(path, source):
     if not os.path.isfile(path):
-        raise WeightsError(f"{path}: no such file")
+        raise WeightsError(f"{source}: no such file")
+    if source.endswith((".pdparams", ".paradms")):
+        raise WeightsError(f"{source}: PaddlePaddle's weights, which are not read here; convert them to PyTorch's first")
     with open(path, "rb") as file:
         start = file.read(512)
     if not start:
-        raise WeightsError(f"{path}: is empty")
+        raise WeightsError(f"{source}: is empty")
     if start.lstrip()[:1] == b"<":
-        raise WeightsError(f"{path}: is a web page, not weights; the download failed (a sign-in or error page was saved)")
+        raise WeightsError(f"{source}: is a web page, not weights; the download failed (a sign-in or error page was saved)")
     if not start.startswith((b"PK", b"\x80")):
         kind = "not a PyTorch file" if b"\0" in start else "a text file, not weights"
-        raise WeightsError(f"{path}: is {kind}")
+        raise WeightsError(f"{source}: is {kind}")
 
 
 def _adapt_imagenet(network, state, source):

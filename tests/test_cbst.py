@@ -626,7 +626,7 @@ def test_published_commands_of_the_mxnet_driver():
         (["--model", "ResNet38", "--protocol", "crst"], "does not go with --model ResNet38"),
         (["--with-prior", "--lr-weight-ent", "0.25"], "without --with-prior"),
         (["--init-src-port", "3"], "portions, between 0 and 1"),
-        (["--scale-rate-range", "1"], "wants two numbers"),
+        (["--scale-rate-range", "1"], "want two numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             get_arguments(flags)

@@ -288,19 +288,25 @@ def test_cbst_protocol(run, flip, steps, golden):
 )
 def test_protocols(name, flags, expected):
     args = evaluate_cityscapes.get_arguments(["--restore-from", "x", *flags])
-    chosen = evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}))
+    chosen = evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, dialect=""))
     assert {key: chosen[key] for key in expected} == expected
     if name == "DeeplabRes" and not flags:
         assert chosen["options"] == {"flip": True, "heads": "last", "scales": (0.9, 1.0, 1.2), "average": "logits"}
     with pytest.raises(ValueError, match="neither --scales nor --heads"):
         evaluate_cityscapes.protocol_of(
             evaluate_cityscapes.get_arguments(["--restore-from", "x", "--protocol", "cbst", "--scales", "1,2"]),
-            SimpleNamespace(settings={"name": name}),
+            SimpleNamespace(settings={"name": name}, dialect=""),
         )
+    refused = {"DeeplabRes": (["--resize-labels"], "images keep their size"),
+               "ResNet38": (["--input-size", "9,9", "--test-scales", "9"], "give one")}  # fmt: skip
+    if name in refused and not flags:
+        args = evaluate_cityscapes.get_arguments(["--restore-from", "x", *refused[name][0]])
+        with pytest.raises(ValueError, match=refused[name][1]):
+            evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, dialect=""))
     if name == "DeeplabMulti":
         args = evaluate_cityscapes.get_arguments(["--restore-from", "x", *flags, "--test-steps", "2"])
         with pytest.raises(ValueError, match="--test-steps belong to --protocol cbst"):
-            evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}))
+            evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, dialect=""))
 
 
 def test_fada_s_own_options(capsys):
@@ -308,9 +314,15 @@ def test_fada_s_own_options(capsys):
     args = evaluate_cityscapes.get_arguments(words.split())
     assert (args.restore_from, args.set, args.save) == ("a.pth", "train", "out/inference/cityscapes_train")
     assert evaluate_cityscapes.get_arguments(["-cfg", "x.yaml", "resume", "a.pth"]).save == "none"
+    args = evaluate_cityscapes.get_arguments("resume a.pth OUTPUT_DIR out DATASETS.TEST cityscapes_train".split())
+    assert (args.protocol, args.set, args.save) == (None, "train", "out/inference/cityscapes_train")
+    args = evaluate_cityscapes.get_arguments("-cfg x.yaml resume a.pth --set test --dataset gta --save mine".split())
+    assert (args.set, args.dataset, args.save) == ("test", "gta5", "mine")
     for words, message in (
         (["-cfg", "x.yaml"], "which checkpoint"),
         (["resume"], "resume: of FADA's settings only"),
+        (["resume", "a.pth", "DATASETS.TEST", "foo_val"], "DATASETS.TEST foo_val: not a data set and a split"),
+        (["resume", "a.pth", "DATASETS.TEST", "cityscapes"], "DATASETS.TEST cityscapes: not a data set and a split"),
         (["--restore-from", "x", "SOLVER.BASE_LR", "1"], "SOLVER.BASE_LR: of FADA's settings only"),
     ):
         with pytest.raises(SystemExit):

@@ -351,6 +351,10 @@ def test_continue_training_takes_a_run_up_again_or_starts_from_its_weights(tmp_p
     given = ["--continue_training", "True", "--restore_id", "gta52cityscapes_maxsquare", "--save_dir", str(tmp_path / "run")]
     args = train_maxsquare.get_arguments([*given, "--checkpoint_dir", "log/MS"])
     assert not args.resume and args.restore_from == "log/MS/gta52cityscapes_maxsquarefinal.pth"
+    args = train_maxsquare.get_arguments(["--continue_training", "True", "--checkpoint_dir", "log/MS"])
+    assert args.restore_from == "log/MS/gta52cityscapes_maxsquarefinal.pth"
+    args = train_maxsquare.get_arguments(["--continue_training", "True", "--checkpoint_dir", "log/Rome", "--city_name", "Rome"])
+    assert args.restore_from == "log/Rome/train_logbest.pth"
     (tmp_path / "run").mkdir()
     (tmp_path / "run/state.pth").write_bytes(b"")
     assert train_maxsquare.get_arguments(given).resume

@@ -4,7 +4,11 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
+import threading
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -193,8 +197,10 @@ def test_files_that_are_no_weights(save, tmp_path, monkeypatch):
         pickle.dump({"conv1.weight": RunsCode()}, file)
     save([1, 2], "list.pth")
     save({"optimizer": {"lr": 1}}, "numbers.pth")
+    shutil.copy(good, tmp_path / "clan.pdparams")
     for name, message in (
         ("missing.pth", "no such file"),
+        ("clan.pdparams", "PaddlePaddle's weights"),
         ("cut.pth", "truncated"),
         ("page.pth", "web page"),
         ("text.pth", "text file"),
@@ -219,3 +225,61 @@ def test_a_network_with_one_classifier_takes_the_main_one():
     report = load_weights(one, two.state_dict(), "file")
     assert torch.equal(one.layer5.conv2d_list[0].weight, two.layer6.conv2d_list[0].weight)
     assert "of its two classifiers the one on layer 4" in report
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Serves tmp_path/web; PyTorch Hub's folder is tmp_path/hub."""
+    (tmp_path / "web").mkdir()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    handler = partial(QuietHandler, directory=str(tmp_path / "web"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", tmp_path / "web"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def test_a_url_is_read_like_a_file(server):
+    address, web = server
+    for i, folder in enumerate(("a", "b")):  # snapshots of two runs with one name
+        (web / folder).mkdir()
+        torch.save({"weight": torch.full((2,), float(i)), "epoch": torch.tensor(0)}, web / folder / "GTA5_5000.pth")
+    assert [read_weights(f"{address}/{folder}/GTA5_5000.pth")["weight"][0] for folder in ("a", "b")] == [0, 1]
+    torch.save({"best_MIou": np.float64(0.4), "state_dict": {"module.weight": torch.ones(1)}}, web / "best.pth")
+    assert list(read_weights(f"{address}/best.pth")) == ["weight"]
+    shutil.copy(GOLDEN / "cbst/tiny.params", web / "tiny.params")
+    with pytest.raises(WeightsError, match="arg:half_weight"):  # read, and no ResNet-38
+        read_weights(f"{address}/tiny.params")
+    (web / "page.pth").write_text("<html>Sign in</html>")
+    for _ in range(2):
+        with pytest.raises(WeightsError, match="page.pth: is a web page"):
+            read_weights(f"{address}/page.pth")
+    torch.save({"weight": torch.ones(1)}, web / "page.pth")  # what was refused is not kept
+    assert list(read_weights(f"{address}/page.pth")) == ["weight"]
+    with pytest.raises(WeightsError, match="none.pth: cannot be fetched .*404"):
+        read_weights(f"{address}/none.pth")
+    torch.save({"weight": torch.ones(1)}, web / "net-12345678.pth")
+    with pytest.raises(WeightsError, match="net-12345678.pth: cannot be fetched .*hash"):
+        read_weights(f"{address}/net-12345678.pth")
+
+
+def test_args_json_of_other_things(save, tmp_path, monkeypatch):
+    path = save(mini().state_dict())
+    (tmp_path / "args.json").write_text("{broken")
+    with pytest.raises(WeightsError, match="args.json: is no args.json of a run"):
+        load_model(path)
+    (tmp_path / "args.json").write_text(json.dumps({"network": {"name": "NoSuch", "num_classes": 19}}))
+    with pytest.raises(ValueError, match="unknown network 'NoSuch'"):
+        load_model(path, "MiniResNet18")
+    assert read_weights(path)  # which asks for no network
+
+
+def test_what_a_name_leaves_open_the_file_tells(save):
+    path = save(build_model("DeeplabVGG", heads="twin").state_dict())
+    found = load_model(path, "VGG16")
+    assert len(found.head_names) == 2 and found.classifier.branches == 4 and found.normalize.convention == "imagenet"

@@ -13,6 +13,9 @@ DEFAULT_ROOTS = {
     "cityscapes": "./data/Cityscapes",
     "crosscity": "./data/NTHU_Datasets",
 }
+# MaxSquare's: dead there, or the way things always are here.
+WITHOUT_EFFECT = ("--imagenet-pretrained", "--pin-memory", "--bn-momentum", "--base-size", "--target-base-size", "--resize",
+                  "--numpy-transform")  # fmt: skip
 DEFAULT_SIZES = {"gta5": (1280, 720), "synthia": (1280, 760), "cityscapes": (1024, 512), "crosscity": (1024, 512)}
 
 

@@ -32,9 +32,6 @@ from .pseudo_labels import (
 from .run import NotFiniteError
 from .state import write_json
 
-# As the originals: every fourth of a class's pixels in an image counts for its threshold.
-SUBSAMPLING = 4
-
 
 @torch.inference_mode()
 def label_target(args, portion, network, device):
@@ -44,7 +41,7 @@ def label_target(args, portion, network, device):
     """
     network.eval()
     crst = args.protocol == "crst"
-    predictor = FullSizeLogits(args.test_flipping) if crst else CoarseProbabilities(args.test_flipping)
+    predictor = FullSizeLogits(args.test_flipping) if crst else CoarseProbabilities(args.test_flipping, args.test_steps)
     dataset = target_dataset(args, ScaleImage(args.eval_scale) if crst else FitLongerSide(args.test_scales))
     prior = partial(spatial_prior, args, device) if args.with_prior else None
     if len({label_path(args, record) for record in dataset.records}) < len(dataset.records):
@@ -53,7 +50,7 @@ def label_target(args, portion, network, device):
     if not os.path.exists(found) or args.lr_weight_ent:
         write_maps(args, dataset, predictor, network, device)
     if not os.path.exists(found):
-        histograms = ConfidenceHistograms(args.num_classes, SUBSAMPLING, device)
+        histograms = ConfidenceHistograms(args.num_classes, args.ds_rate, device)
         share = dataset.records[distributed.rank() :: distributed.world_size()]
         for record in progress(share, "confidence"):
             histograms.add(scores_of(args, predictor, record, prior, device))
