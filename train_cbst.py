@@ -46,7 +46,6 @@ from utils.arguments import (
     positive,
     set_source_defaults,
     set_target_defaults,
-    truth,
 )
 from utils.device import prepare, set_up
 from utils.evaluation import evaluate
@@ -111,9 +110,7 @@ def get_arguments(arguments=None):
     group.add_argument("--src-port-step", "--step-src-port", type=float, default=0.0025, metavar="P", help="what a round adds")
     group.add_argument("--source-sample-policy", "--src-sampling-policy", choices=("random", "cumulative", "r", "c"),
                        help="source images of a round: new, or earlier ones and more (random; cbst cumulative)")  # fmt: skip
-    group.add_argument(
-        "--with-prior", nargs="?", const=True, default=False, type=truth, metavar="BOOL", help="CBST-SP: multiply by --prior"
-    )
+    parser.add_switch("--with-prior", group=group, help="CBST-SP: multiply by --prior")
     group.add_argument(
         "--prior", metavar="FILE", help="spatial prior (default prior_array.mat or spatial_prior_C.mat in the source's root)"
     )
@@ -131,18 +128,8 @@ def get_arguments(arguments=None):
         "--mr-weight-src", type=float, default=0.0, metavar="K", help="w of the source's images (with --mr-weight-kld)"
     )
     group.add_argument("--lr-weight-ent", type=float, default=0.0, metavar="ALPHA", help="LRENT: alpha (published 0.25)")
-    group.add_argument(
-        "--random-mirror",
-        type=truth,
-        nargs="?",
-        const=True,
-        default=True,
-        metavar="BOOL",
-        help="crst: mirror half of the crops",
-    )
-    group.add_argument(
-        "--random-scale", type=truth, nargs="?", const=True, default=True, metavar="BOOL", help="crst: scale images"
-    )
+    parser.add_switch("--random-mirror", group=group, default=True, help="crst: mirror half of the crops")
+    parser.add_switch("--random-scale", group=group, default=True, help="crst: scale images")
     group.add_argument(
         "--scale-rate-range",
         "--train-scale-src",
@@ -163,9 +150,7 @@ def get_arguments(arguments=None):
         "--origin-size", type=int, metavar="N", help="cbst: longer side of source images (default: of the data set)"
     )
     group.add_argument("--origin-size-tgt", type=int, default=2048, metavar="N", help="cbst: longer side of target images")
-    group.add_argument(
-        "--test-flipping", type=truth, nargs="?", const=True, default=True, metavar="BOOL", help="average with the mirror image"
-    )
+    parser.add_switch("--test-flipping", group=group, default=True, help="average with the mirror image")
     parser.add_switch("--is-training", help="CRST's name for --batch-norm frozen-affine")
     parser.describe(
         input_size="size of the crops of both domains (default 1024,512; cbst 504,504, one number stands for both)",

@@ -34,7 +34,6 @@ from utils.arguments import (
     add_target_flags,
     set_source_defaults,
     set_target_defaults,
-    truth,
 )
 from utils.device import prepare, set_up
 from utils.evaluation import evaluate
@@ -63,9 +62,8 @@ def get_arguments(arguments=None):
     group.add_argument("--preheat-steps", type=int, metavar="N", help="warm-up (default: a twentieth of --num-steps-stop)")
     group.add_argument("--learning-rate-D", type=float, default=1e-4, help="of the discriminator")
     group.add_argument("--restore-discriminator", metavar="FILE", help="weights of the discriminator")
-    group.add_argument("--random-scale", type=truth, default=True, metavar="BOOL",
-                       help="resize images to 0.8, 1 or 1.1 times the input size")  # fmt: skip
-    group.add_argument("--random-mirror", type=truth, default=True, metavar="BOOL", help="mirror every second image")
+    parser.add_switch("--random-scale", group=group, default=True, help="resize images to 0.8, 1 or 1.1 times the input size")
+    parser.add_switch("--random-mirror", group=group, default=True, help="mirror every second image")
     parser.accept_without_effect("--is-training", "--not-restore-last")
     parser.accept_without_effect("--ignore-label", "--iter-size", takes_value=True)
     args = set_target_defaults(set_source_defaults(parser.parse_args(arguments)))

@@ -42,7 +42,6 @@ from utils.arguments import (
     set_source_defaults,
     set_target_defaults,
     size,
-    truth,
 )
 from utils.device import autocast, prepare, set_up
 from utils.evaluation import evaluate, predictions
@@ -82,7 +81,7 @@ def get_arguments(arguments=None):
                        help="target images are resized to this for pseudo-labels and validation (default 1024,512; for "
                        "validation in distill 2048,1024)")  # fmt: skip
     group.add_argument("--pseudo-labels", metavar="DIR", help="where distill reads them (default: of the stage pseudo-label)")
-    group.add_argument("--class-balanced", type=truth, default=True, metavar="BOOL", help="sample rare classes more often")
+    parser.add_switch("--class-balanced", group=group, default=True, help="sample rare classes more often")
     group.add_argument("--class-statistics", metavar="FILE",
                        help="class_statistics_C.json or label_info.p (default: beside the source data, or made)")  # fmt: skip
     parser.describe(

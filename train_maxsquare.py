@@ -44,7 +44,6 @@ from utils.arguments import (
     positive,
     set_source_defaults,
     set_target_defaults,
-    truth,
 )
 from utils.device import prepare, set_up
 from utils.evaluation import evaluate
@@ -90,9 +89,8 @@ def get_arguments(arguments=None):
     parser.add_switch("--val-source", group=group, help="validate on the source's val split too (GTA5: needs split.mat)")
     group.add_argument("--optim", choices=("SGD", "Adam"), default="SGD", help="Adam: betas (0.9, 0.99), each parameter once")
     parser.add_switch("--freeze-bn", group=group, help="the original's name for --batch-norm frozen-statistics")
-    group.add_argument("--random-mirror", type=truth, default=True, metavar="BOOL", help="mirror every second image")
-    group.add_argument("--gaussian-blur", type=truth, default=True, metavar="BOOL",
-                       help="blur every second image, radius below 1 pixel")  # fmt: skip
+    parser.add_switch("--random-mirror", group=group, default=True, help="mirror every second image")
+    parser.add_switch("--gaussian-blur", group=group, default=True, help="blur every second image, radius below 1 pixel")
     parser.also("--data-dir-target", "--data-root-path")
     parser.also("--data-list-target", "--list-path")
     parser.accept_without_effect(*WITHOUT_EFFECT, "--gamma", "--exp-tag", "--exp", "--init-round", takes_value=True)

@@ -28,7 +28,6 @@ from utils.arguments import (
     add_source_flags,
     positive,
     set_source_defaults,
-    truth,
 )
 from utils.device import prepare, set_up
 from utils.evaluation import evaluate
@@ -53,10 +52,8 @@ def get_arguments(arguments=None):
     group.add_argument("--optim", choices=("SGD", "Adam"), default="SGD", help="Adam: betas (0.9, 0.99), each parameter once")
     group.add_argument("--warmup", type=int, default=0, metavar="N", help="steps over which the learning rate rises from 0")
     parser.add_switch("--freeze-bn", group=group, help="the original's name for --batch-norm frozen-statistics")
-    group.add_argument("--random-mirror", type=truth, default=True, metavar="BOOL", help="mirror every second image")
-    group.add_argument(
-        "--gaussian-blur", type=truth, default=True, metavar="BOOL", help="blur every second image, radius below 1 pixel"
-    )
+    parser.add_switch("--random-mirror", group=group, default=True, help="mirror every second image")
+    parser.add_switch("--gaussian-blur", group=group, default=True, help="blur every second image, radius below 1 pixel")
     parser.also("--resume", "--continue-training")
     parser.also("--data-dir", "--data-root-path")
     parser.also("--data-list", "--list-path")

@@ -36,9 +36,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
         self.without_effect = {}
 
-    def add_switch(self, *names, help, group=None):
-        """Add a flag that is off by default; `--flag`, `--flag True` and `--flag False` all work."""
-        (group or self).add_argument(*names, nargs="?", const=True, default=False, type=truth, metavar="BOOL", help=help)
+    def add_switch(self, *names, help, group=None, default=False):
+        """Add a flag that is on or off; `--flag`, `--flag True` and `--flag False` all work."""
+        (group or self).add_argument(*names, nargs="?", const=True, default=default, type=truth, metavar="BOOL", help=help)
 
     def also(self, name, *aliases):
         """Let a flag that is declared already be called by other names too."""
@@ -62,6 +62,10 @@ class Parser(argparse.ArgumentParser):
                 default=argparse.SUPPRESS,
                 help="accepted; no effect here",
             )
+
+    def error(self, message):
+        """Exit with status 2 and one line; the usage would be forty."""
+        self.exit(2, f"{self.prog}: error: {message} (--help lists all flags)\n")
 
     def parse_args(self, args=None, namespace=None):
         parsed = super().parse_args(args, namespace)
