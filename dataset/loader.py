@@ -40,6 +40,10 @@ class EndlessLoader:
         self.position += 1
         return batch
 
+    def close(self):
+        """Let the workers end; the next batch would start new ones."""
+        self._batches = None
+
     def _loader(self):
         return DataLoader(
             self.dataset,

@@ -201,6 +201,9 @@ class Recorded:
     def state_dict(self):
         return {"position": self.step}
 
+    def close(self):
+        pass
+
 
 @pytest.mark.parametrize("updates, variant", [("published", "old"), ("clean", "unique")])
 @pytest.mark.parametrize("source", ("gta5", "synthia"))

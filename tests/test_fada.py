@@ -443,6 +443,9 @@ class Fixed:
     def state_dict(self):
         return {}
 
+    def close(self):
+        pass
+
 
 TRAJECTORIES = {
     "src_r101": ("source", "r101_frozen"),

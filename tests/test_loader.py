@@ -1,5 +1,7 @@
 """The endless loader: a pure function of seed and position."""
 
+import multiprocessing
+
 import pytest
 import torch
 
@@ -58,6 +60,16 @@ def test_continues_from_a_saved_position(data, workers):
     assert same(take(fresh, 6), whole[3:])
     loader.load_state_dict(saved)  # also in the loader that has gone on
     assert same(take(loader, 6), whole[3:])
+
+
+def test_workers_end_when_the_run_does(data):
+    before = len(multiprocessing.active_children())
+    loader = EndlessLoader(data, 2, seed=0, num_workers=2)
+    whole = take(EndlessLoader(data, 2, seed=0), 4)
+    assert same(take(loader, 2), whole[:2]) and len(multiprocessing.active_children()) == before + 2
+    loader.close()
+    assert len(multiprocessing.active_children()) == before
+    assert same(take(loader, 2), whole[2:])
 
 
 def test_augmentation_differs_between_visits_of_an_image(data):

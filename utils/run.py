@@ -348,6 +348,8 @@ class Run:
         wait_for_all()
 
     def _close(self):
+        for loader in self.loaders.values():
+            loader.close()
         if not is_main():
             return
         self.metrics.close()
