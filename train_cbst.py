@@ -55,7 +55,7 @@ from utils.losses import cross_entropy, mean_over_labelled
 from utils.optimizers import poly, segmentation_optimizer, set_learning_rate
 from utils.pictures import prediction_panel
 from utils.pseudo_labels import FullSizeLogits, soft_labels
-from utils.run import FREE_ON_RESUME, Run
+from utils.run import Run, fixed_flags
 from utils.start import exit_with_message, restore
 from utils.state import claim_directory, has_state, seed_everything, write_json
 
@@ -282,8 +282,7 @@ def main(args):
     source_dataset(args, None), target_dataset(args, None), target_val_loader(args)
     if args.with_prior:
         load_prior(prior_path(args), args.num_classes, (64, 32))
-    flags = {key: value for key, value in vars(args).items() if key not in FREE_ON_RESUME}
-    claim_directory(args.snapshot_dir, json.loads(json.dumps(flags)), args.resume)
+    claim_directory(args.snapshot_dir, fixed_flags(args), args.resume)
     for r, portions in enumerate(schedule(args)):
         seed_everything(args.random_seed + r)  # a round is the same whether the ones before it ran or were finished
         settings = round_settings(args, r, portions)

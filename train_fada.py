@@ -49,7 +49,7 @@ from utils.loaders import class_balanced_order, endless, source_dataset, target_
 from utils.losses import cross_entropy
 from utils.optimizers import discriminator_optimizer, poly, segmentation_optimizer, set_learning_rate
 from utils.pictures import prediction_panel, save_colours
-from utils.run import Run
+from utils.run import Run, fixed_flags
 from utils.start import exit_with_message, restore, restore_discriminators
 from utils.state import claim_directory, has_state, seed_everything
 
@@ -170,6 +170,8 @@ def main(args):
     device = set_up(args)
     run_stage = {"source": train_source, "adversarial": train_adversarial, "pseudo-label": write_pseudo_labels,
                  "distill": train_distill}  # fmt: skip
+    if args.stage == "all":
+        claim_directory(args.snapshot_dir, fixed_flags(args), args.resume)
     stages = STAGES if args.stage == "all" else (args.stage,)
     for stage, settings in [(stage, stage_settings(args, stage)) for stage in stages]:
         seed_everything(args.random_seed)  # a stage is the same whether the ones before it ran or were finished

@@ -562,8 +562,10 @@ def test_the_chain_continues_inside_and_between_stages(mini_data, tmp_path, monk
         whole, parts = (read_weights(tmp_path / name / stage / "model_iter000003.pth") for name in ("whole", "parts"))
         assert all(torch.equal(whole[key], parts[key]) for key in whole), stage
     chain(mini_data, tmp_path / "parts", "--resume")  # all is finished: nothing happens
-    with pytest.raises(StateError, match="holds a run already"):
+    with pytest.raises(StateError, match="holds files already: go on with --resume"):
         chain(mini_data, tmp_path / "parts")
+    with pytest.raises(StateError, match=r"made with other settings: temperature 1.8 \(now 1.5\)"):
+        chain(mini_data, tmp_path / "parts", "--resume", "--temperature", "1.5")
     assert load_model(tmp_path / "whole/distill/model_iter000003.pth").settings["name"] == "MiniResNet18"
 
 

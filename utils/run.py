@@ -59,6 +59,11 @@ class Snapshots:
         return {f"{self.name}_{tag}{suffix}.pth": network.state_dict() for suffix, network in networks.items()}
 
 
+def fixed_flags(args):
+    """The flags that must stay the same when a run is resumed, as JSON gives them back."""
+    return json.loads(json.dumps({key: value for key, value in vars(args).items() if key not in FREE_ON_RESUME}))
+
+
 class Run:
     """What surrounds a training loop.
 
@@ -127,8 +132,8 @@ class Run:
             set_random_state(state["random"][rank()])
 
     def _check_same_run(self, saved):
-        current = json.loads(json.dumps(vars(self.args)))
-        changed = [key for key in current if key not in FREE_ON_RESUME and key in saved and saved[key] != current[key]]
+        current = fixed_flags(self.args)
+        changed = [key for key in current if key in saved and saved[key] != current[key]]
         if changed:
             changes = ", ".join(f"--{key.replace('_', '-')} {saved[key]} (now {current[key]})" for key in changed)
             raise StateError(f"{self.directory} was started with other flags: {changes}; resume with the same ones")
