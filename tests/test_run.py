@@ -13,6 +13,7 @@ from conftest import ROOT
 
 import train_adaptsegnet
 import train_source
+from dataset.loader import LoaderStateError
 from model import read_weights
 from utils import state
 from utils.run import NotFiniteError, Run
@@ -277,6 +278,15 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(mini_data, tmp_pa
         for name in ("one", "two")
     ]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4) and len(scores[0]) == 1
+    # Begun in one process and resumed in two, which share the batch.
+    half = flags(mini_data, tmp_path / "half", *common[:-2], "--batch-size", "2", "--num-steps-stop", "2", steps=4)
+    train_adaptsegnet.main(train_adaptsegnet.get_arguments(half))
+    run_torchrun(2, "train_adaptsegnet.py", flags(mini_data, tmp_path / "half", *common, "--resume", steps=4))
+    half = final_weights(tmp_path / "half", 4)
+    for key in (key for key in one if not key.startswith("_D")):
+        torch.testing.assert_close(half[key], one[key], rtol=1e-5, atol=1e-7, msg=key)
+    with pytest.raises(LoaderStateError, match="global batch size 2, not 1"):
+        adapt(mini_data, tmp_path / "half", *common[:-2], "--resume", steps=4)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ FREE_ON_RESUME = {
     "save_num_images",
     "snapshot_dir",
     "num_steps_stop",
+    "batch_size",  # of one process; the loaders compare the whole batch
     "save_pred_every",
     "network",
 }
