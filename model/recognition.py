@@ -15,15 +15,15 @@ class WeightsError(ValueError):
 
 
 def settings_of(state, source):
-    """The arguments of `build_model` for a state dict of `read_weights`: what the run directory's `args.json` says, or else
-    what the state dict tells.
+    """The arguments of `build_model` for a state dict of `read_weights`: what is noted in the file or in the `args.json` beside
+    it, or else what keys and values tell.
 
     Raises:
         WeightsError: the keys are those of no network known here.
     """
-    found = _settings_of_run(source)
-    if found:
-        return found
+    found = getattr(state, "settings", None) or _settings_of_run(source)
+    if isinstance(found, dict) and {"name", "num_classes"} <= found.keys():
+        return dict(found)
     return fada_settings(state) if getattr(state, "dialect", None) == FADA else settings_from_weights(state, source)
 
 

@@ -4,6 +4,9 @@ from torch import nn
 
 from .normalization import BATCH_NORM_MODES, Normalize, freezes_affine, freezes_statistics
 
+# The entry of a state dict's metadata that names the network.
+SETTINGS = "segadapt"
+
 
 class Segmenter(nn.Module):
     """Base of the networks: subclasses define `features(x)` and `classify(features)` and call `set_batch_norm`.
@@ -36,6 +39,14 @@ class Segmenter(nn.Module):
         if with_features:
             return logits, features[-1] if isinstance(features, tuple) else features
         return logits
+
+    def state_dict(self, *args, **options):
+        """As every module's, with the network's settings in the metadata, where they travel with the file and other code
+        bases do not look."""
+        state = super().state_dict(*args, **options)
+        if hasattr(self, "settings"):
+            state._metadata[SETTINGS] = self.settings
+        return state
 
     def set_batch_norm(self, mode):
         """Choose what BatchNorm does while training; evaluation always uses the stored statistics.

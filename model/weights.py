@@ -16,6 +16,7 @@ from .networks import MODELS, build_model, known_name
 from .normalization import CONVENTIONS
 from .recognition import WeightsError, head_layout, settings_of
 from .resnet38 import from_mxnet
+from .segmenter import SETTINGS
 from .vgg import TORCHVISION_KEYS
 
 # MaxSquare's checkpoints hold their best mIoU as a NumPy number, under the module name of the NumPy of 2019.
@@ -28,11 +29,12 @@ NUMPY_NUMBERS = [
 
 
 class State(dict):
-    """A state dict that remembers what kind of file it is from, and how its network wants to see images (None: not known)."""
+    """A state dict that remembers what kind of file it is from, and as far as the file says so: how its network wants to see
+    images, and the settings of one that was saved here."""
 
-    def __init__(self, tensors, dialect="a state dict", convention=None):
+    def __init__(self, tensors, dialect="a state dict", convention=None, settings=None):
         super().__init__(tensors)
-        self.dialect, self.convention = dialect, convention
+        self.dialect, self.convention, self.settings = dialect, convention, settings
 
 
 def read_weights(source):
@@ -58,6 +60,7 @@ def read_weights(source):
             f"{source}: holds no state dict (found {', '.join(map(repr, list(state)[:5])) or 'nothing'}); "
             "expected a mapping from parameter names to tensors"
         )
+    settings = getattr(state, "_metadata", {}).get(SETTINGS)
     state = {key.removeprefix("module."): value for key, value in state.items()}
     if all(key.startswith("Scale.") for key in state):
         state = {key.removeprefix("Scale."): value for key, value in state.items()}
@@ -67,7 +70,7 @@ def read_weights(source):
         return State(state, "VGG16's ImageNet weights", _convention_of_vgg16(str(source)))
     elif "fc.weight" in state:
         return State(state, "torchvision's ImageNet weights", "imagenet")
-    return State(state, dialect)
+    return State(state, dialect, settings=settings)
 
 
 def read_discriminator(source):
@@ -118,7 +121,7 @@ def load_weights(network, state, source, fresh_heads=False):
 def load_model(source, name=None, **settings):
     """Build the network that a weight file was made for and load it, ready for evaluation.
 
-    The network is the one that the `args.json` of the run directory names in which the file lies; without one it is recognised
+    What the scripts here save names its network, in the file and in the run directory's `args.json`; any other is recognised
     among the published networks by its keys and values (see `settings_from_weights`). `name` and `settings` override both, as
     in `build_model`. The network has two attributes more: `load_report`, a sentence, and `dialect`, whose file it was.
 

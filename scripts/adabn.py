@@ -63,7 +63,7 @@ def main(args):
     )
     loader = EndlessLoader(target, args.batch_size, args.random_seed, args.num_workers)
     reestimate_statistics(model, loader, max(1, args.num_images // args.batch_size), device, args)
-    save_atomically(model.state_dict(), args.save)
+    save_atomically(model.state_dict(), args.save, for_originals=True)
     print(f"weights: {args.save}")
 
 

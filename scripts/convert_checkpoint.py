@@ -47,11 +47,13 @@ def main(args):
             raise WeightsError(f"{args.source}: has {len(model.head_names)} classifiers; FADA's format holds one")
         if model.normalize.convention == "caffe":
             raise WeightsError(f"{args.source}: {model.settings['name']} has Caffe's colours, which FADA's networks have not")
-        save_atomically(to_fada(model, 0), args.target)
+        save_atomically(to_fada(model, 0), args.target, for_originals=True)
     elif args.to == "maxsquare":
-        save_atomically({"state_dict": {f"module.{key}": value for key, value in state.items()}}, args.target)
+        save_atomically(
+            {"state_dict": {f"module.{key}": value for key, value in state.items()}}, args.target, for_originals=True
+        )
     else:
-        save_atomically(state, args.target)
+        save_atomically(state, args.target, for_originals=True)
     note_what_is_lost(args, model)
     print(f"written to {args.target}: {model.settings['name']}, {model.settings['num_classes']} classes, as {args.to}")
 

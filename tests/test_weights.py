@@ -17,6 +17,7 @@ from conftest import GOLDEN
 from torchvision.models import VGG16_Weights
 
 from model import WeightsError, build_model, load_model, load_weights, read_weights, settings_from_weights
+from utils.state import save_atomically
 
 INITIALISATION = json.loads((GOLDEN / "adaptsegnet/keys.json").read_text())["pretrained_init_file"]
 
@@ -24,7 +25,8 @@ INITIALISATION = json.loads((GOLDEN / "adaptsegnet/keys.json").read_text())["pre
 @pytest.fixture
 def save(tmp_path):
     def save(value, name="weights.pth"):
-        torch.save(value, tmp_path / name)
+        # As the originals' files: without the note that networks here put into the metadata.
+        torch.save(dict(value) if isinstance(value, dict) else value, tmp_path / name)
         return str(tmp_path / name)
 
     return save
@@ -283,3 +285,16 @@ def test_what_a_name_leaves_open_the_file_tells(save):
     path = save(build_model("DeeplabVGG", heads="twin").state_dict())
     found = load_model(path, "VGG16")
     assert len(found.head_names) == 2 and found.classifier.branches == 4 and found.normalize.convention == "imagenet"
+
+
+def test_a_file_of_ours_names_its_network_wherever_it_lies(tmp_path):
+    network = mini(aspp_branches=2, normalization="imagenet", aspp_rates=(1, 2, 3, 4), heads="twin").eval()
+    save_atomically(network.state_dict(), tmp_path / "moved.pth", for_originals=True)
+    with open(tmp_path / "moved.pth", "rb") as file:
+        assert file.read(2) == b"\x80\x02"  # the format that old versions of PyTorch read
+    found = load_model(tmp_path / "moved.pth")
+    assert found.settings == network.settings
+    network.load_state_dict(torch.load(tmp_path / "moved.pth", weights_only=True))  # as another code base does
+    image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    with torch.inference_mode():
+        torch.testing.assert_close(found(image), network(image))

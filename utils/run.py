@@ -328,7 +328,7 @@ class Run:
 
     def _save_networks(self, tag):
         for name, content in self.snapshots.files(tag, self.networks).items():
-            save_atomically(content, self._path(name))
+            save_atomically(content, self._path(name), for_originals=True)
 
     def _save_state(self, next_step):
         self._check_pending()

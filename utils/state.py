@@ -14,11 +14,14 @@ class StateError(RuntimeError):
     """A run's state cannot be read or does not belong to this run."""
 
 
-def save_atomically(value, path):
-    """`torch.save` to a temporary file beside `path`, synced to the disk, then renamed: `path` is old or new, never partial."""
+def save_atomically(value, path, for_originals=False):
+    """`torch.save` to a temporary file beside `path`, synced to the disk, then renamed: `path` is old or new, never partial.
+
+    With `for_originals` in the format that PyTorch reads since 0.4; today's needs 1.6.
+    """
     temporary = f"{path}.tmp"
     with open(temporary, "wb") as file:
-        torch.save(value, file)
+        torch.save(value, file, _use_new_zipfile_serialization=not for_originals)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
