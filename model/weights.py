@@ -60,7 +60,8 @@ def read_weights(source):
             f"{source}: holds no state dict (found {', '.join(map(repr, list(state)[:5])) or 'nothing'}); "
             "expected a mapping from parameter names to tensors"
         )
-    settings = getattr(state, "_metadata", {}).get(SETTINGS)
+    metadata = getattr(state, "_metadata", None)
+    settings = metadata.get(SETTINGS) if isinstance(metadata, dict) else None
     state = {key.removeprefix("module."): value for key, value in state.items()}
     if all(key.startswith("Scale.") for key in state):
         state = {key.removeprefix("Scale."): value for key, value in state.items()}
