@@ -129,9 +129,6 @@ def get_arguments(arguments=None):
     apply_fada_options(parser, args)
     if not args.restore_from:
         parser.error("which checkpoint? Name a file or folder with --restore-from")
-    if args.model and "_rna-a1_cls" in args.model:
-        args.model = "ResNet38"  # as CBST names it: cityscapes_rna-a1_cls19_s8
-    args.dataset, args.set = args.dataset or "cityscapes", args.set or "val"
     args.save = "none" if args.no_save_results else args.save or "./result/cityscapes"
     args.data_dir = args.data_dir or DEFAULT_ROOTS[args.dataset]
     return args

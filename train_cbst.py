@@ -35,6 +35,7 @@ from dataset.lists import Record
 from dataset.self_training import CanvasCrop, PseudoLabelled, Relabelled, ScaledCrop, SourceAndTarget
 from dataset.spatial_prior import load_prior
 from model import build_model, upsample
+from model.networks import known_name
 from utils import distributed
 from utils.arguments import (
     Parser,
@@ -199,8 +200,9 @@ def with_published_defaults(args):
         ValueError: flags that do not go together.
     """
     if "_rna-a1_cls" in args.model:  # MXNet's names say everything: cityscapes_rna-a1_cls19_s8
-        args.num_classes, args.model = int(args.model.split("_cls")[1].split("_")[0]), "ResNet38"
-    args.protocol = args.protocol or ("cbst" if args.model.lower() == "resnet38" else "crst")
+        args.num_classes = int(args.model.split("_cls")[1].split("_")[0])
+    args.model = known_name(args.model)
+    args.protocol = args.protocol or ("cbst" if args.model == "ResNet38" else "crst")
     if args.is_training and args.batch_norm is None:
         args.batch_norm = "frozen-affine"
     for key, value in PROTOCOLS[args.protocol].items():
@@ -211,7 +213,7 @@ def with_published_defaults(args):
     args.source_sample_policy = {"r": "random", "c": "cumulative"}.get(args.source_sample_policy, args.source_sample_policy)
     args.origin_size = args.origin_size or MAX_SIDE[args.source]
     args.input_size_target = args.input_size_target or (2048, 1024)
-    if (args.protocol == "cbst") != (args.model.lower() == "resnet38"):
+    if (args.protocol == "cbst") != (args.model == "ResNet38"):
         raise ValueError(
             f"--protocol {args.protocol} does not go with --model {args.model}: cbst is for ResNet38, crst for others"
         )
@@ -281,8 +283,9 @@ def main(args):
     # What is missing is told now, not after hours of labelling.
     source_dataset(args, None), target_dataset(args, None), target_val_loader(args)
     if args.with_prior:
-        load_prior(prior_path(args), args.num_classes, (64, 32))
-    claim_directory(args.snapshot_dir, fixed_flags(args), args.resume)
+        load_prior(prior_path(args), args.num_classes)
+    whole_batch = {"batch_size": args.batch_size * distributed.world_size()}
+    claim_directory(args.snapshot_dir, fixed_flags(args) | whole_batch, args.resume)
     for r, portions in enumerate(schedule(args)):
         seed_everything(args.random_seed + r)  # a round is the same whether the ones before it ran or were finished
         settings = round_settings(args, r, portions)

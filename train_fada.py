@@ -171,7 +171,7 @@ def main(args):
     run_stage = {"source": train_source, "adversarial": train_adversarial, "pseudo-label": write_pseudo_labels,
                  "distill": train_distill}  # fmt: skip
     if args.stage == "all":
-        claim_directory(args.snapshot_dir, fixed_flags(args), args.resume)
+        claim_directory(args.snapshot_dir, fixed_flags(args) | {"batch_size": args.batch_size}, args.resume)
     stages = STAGES if args.stage == "all" else (args.stage,)
     for stage, settings in [(stage, stage_settings(args, stage)) for stage in stages]:
         seed_everything(args.random_seed)  # a stage is the same whether the ones before it ran or were finished

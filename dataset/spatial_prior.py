@@ -79,8 +79,9 @@ def save_prior(path, prior):
     os.replace(temporary, path)
 
 
-def load_prior(path, num_classes, size):
-    """Read a prior for `num_classes` classes as (C,H,W) float32 at `size` (W,H), with overall mean 1 and nothing below 0.
+def load_prior(path, num_classes, size=None):
+    """Read a prior for `num_classes` classes as (C,H,W) float32 at `size` (W,H; default: its own), with overall mean 1 and
+    nothing below 0.
 
     A prior of another size is resized bilinearly, and a note printed.
 
@@ -93,7 +94,7 @@ def load_prior(path, num_classes, size):
     if prior.dtype.kind not in "fiu" or not np.isfinite(prior).all() or not (prior > 0).any():
         raise PriorError(f"{path}: its prior_array holds no positive numbers, or some that are not finite")
     prior = prior.astype(np.float32).clip(0)
-    if prior.shape[1:] != (size[1], size[0]):
+    if size is not None and prior.shape[1:] != (size[1], size[0]):
         print(f"note: {path} is resized from {prior.shape[2]}x{prior.shape[1]} to {size[0]}x{size[1]}")
         planes = torch.from_numpy(prior)[None]
         prior = F.interpolate(planes, size=(size[1], size[0]), mode="bilinear", align_corners=False)[0].numpy()

@@ -25,7 +25,7 @@ def to_fada(network, iteration, discriminator=None):
 
     Frozen norms are plain buffers there, without the counter `num_batches_tracked`.
     """
-    state = {key: value for key, value in network.state_dict().items()}
+    state = dict(network.state_dict())
     (head,) = network.head_names
     if all(norm.eps <= NO_EPS for norm in network.norms()):
         state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}

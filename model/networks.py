@@ -34,11 +34,13 @@ MODELS = {
 
 
 def known_name(name):
-    """The name of a network as `MODELS` spells it.
+    """The name of a network as `MODELS` spells it; CBST's MXNet code calls ResNet-38 `cityscapes_rna-a1_cls19_s8` or the like.
 
     Raises:
         ValueError: unknown name.
     """
+    if "_rna-a1_cls" in name:
+        return "ResNet38"
     known = {key.lower(): key for key in MODELS}
     if name.lower() not in known:
         raise ValueError(f"unknown network {name!r}; known: {', '.join(MODELS)}")

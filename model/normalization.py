@@ -25,7 +25,7 @@ CONVENTIONS = {
 }
 
 # Stands for 0 where BatchNorm adds nothing to the variance: some versions of PyTorch refuse an eps of 0, and this one changes
-# no bit of any variance but 0.
+# no bit of any variance above 1e-30.
 NO_EPS = torch.finfo(torch.float32).tiny
 
 BATCH_NORM_MODES = ("train", "frozen-affine", "frozen-statistics", "frozen")

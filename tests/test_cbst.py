@@ -567,9 +567,11 @@ def test_chance_does_not_label_and_runs_do_not_mix(mini_data, tmp_path):
     torch.save(build_model("MiniResNet18", 16).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(WeightsError, match="layer5.conv2d_list.0.weight has shape .16"):
         train(mini_data, tmp_path / "a", "--restore-from", str(tmp_path / "weights.pth"))
-    train(mini_data, tmp_path / "b", "--num-rounds", "2")
+    train(mini_data, tmp_path / "a", "--num-rounds", "2")  # what failed at once has claimed nothing
     with pytest.raises(StateError, match="made with other settings: eval_scale 0.9 .now 1.0."):
-        train(mini_data, tmp_path / "b", "--num-rounds", "2", "--eval-scale", "1", "--resume")
+        train(mini_data, tmp_path / "a", "--num-rounds", "2", "--eval-scale", "1", "--resume")
+    with pytest.raises(StateError, match="made with other settings: batch_size 2 .now 1."):
+        train(mini_data, tmp_path / "a", "--num-rounds", "2", "--batch-size", "1", "--resume")
     with pytest.raises(PriorError, match="no such file; scripts/spatial_prior.py makes one"):
         train(mini_data, tmp_path / "c", "--with-prior")
     assert not (tmp_path / "c").exists()

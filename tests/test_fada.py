@@ -529,7 +529,9 @@ def chain(mini_data, directory, *more, source="gta5"):
 
 
 def test_the_chain_continues_inside_and_between_stages(mini_data, tmp_path, monkeypatch):
-    chain(mini_data, tmp_path / "whole")
+    with pytest.raises(WeightsError, match="none.pth: no such file"):
+        chain(mini_data, tmp_path / "whole", "--restore-from", "none.pth")
+    chain(mini_data, tmp_path / "whole")  # what failed at once has claimed nothing
     assert len(list((tmp_path / "whole/pseudo-labels").glob("*.png"))) == 5
 
     # Broken off inside the adversarial stage, then while pseudo-labels are written.

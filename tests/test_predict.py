@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from model import WeightsError, build_model, load_model, to_fada
+from model import WeightsError, build_model, load_model, load_weights, read_weights, to_fada
 from model.mxnet import read_params
 from scripts import convert_checkpoint, predict
 from utils.pictures import colorize
@@ -119,8 +119,6 @@ def test_torchvision_weights_by_name(monkeypatch):
         return resnet18().state_dict()
 
     monkeypatch.setattr(ResNet18_Weights, "get_state_dict", get_state_dict)
-    from model import load_weights, read_weights
-
     state = read_weights("torchvision:ResNet18_Weights.IMAGENET1K_V1")
     report = load_weights(build_model("ResNet18"), state, "torchvision", fresh_heads=True)
     assert asked["check_hash"] and "layer5, layer6 stay random" in report

@@ -46,19 +46,8 @@ def test_it_trains(script, command, mini_data, tmp_path):
     small |= {"data_list": None, "data_list_target": None}
     if script == "train_cbst.py":
         prior = str(tmp_path / "prior.mat")
-        flags = [
-            "--source",
-            args.source,
-            "--data-dir",
-            small["data_dir"],
-            "--size",
-            "96,48",
-            "--output",
-            prior,
-            "--workers",
-            "1",
-        ]
-        spatial_prior.main(spatial_prior.get_arguments([*flags, "--num-classes", str(args.num_classes)]))
+        count = f"--source {args.source} -d {small['data_dir']} --size 96,48 --num-classes {args.num_classes} --workers 1"
+        spatial_prior.main(spatial_prior.get_arguments([*count.split(), "--output", prior]))
         small |= {"num_rounds": 1, "epochs_per_round": 1, "prior": prior, "input_size": (60, 60), "test_scales": 90}
     else:
         twin = script == "train_clan.py"
@@ -79,7 +68,7 @@ def test_it_trains(script, command, mini_data, tmp_path):
 
 @pytest.mark.parametrize("script, command", [pair for pair in COMMANDS if pair[0] == "scripts/class_statistics.py"])
 def test_it_counts(script, command, mini_data, tmp_path, monkeypatch):
-    """As published, with the data linked to where those commands have it."""
+    """As published, with the data where those commands have it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "datasets").mkdir()
     for name in ("gta5", "synthia"):

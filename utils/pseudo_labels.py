@@ -115,9 +115,8 @@ def select(scores, thresholds, alpha=None):
 def soft_labels(scores, thresholds, alpha):
     """LRENT's soft labels (C,H,W): (p_c / t_c)^(1/alpha), normalised over the classes."""
     ratio = scores / thresholds.to(scores)[:, None, None]
-    return F.softmax(
-        torch.log(ratio.clamp(min=1e-30)) / alpha, dim=0
-    )  # powers would leave the range of float32 for small alpha
+    # Powers would leave the range of float32 for small alpha.
+    return F.softmax(torch.log(ratio.clamp(min=1e-30)) / alpha, dim=0)
 
 
 # From the network to scores at full size

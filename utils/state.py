@@ -37,11 +37,13 @@ def write_json(value, path):
 def claim_directory(directory, made_from, resume):
     """Note in a directory of generated files what they are made from (`made_from.json`), so that two sets never mix.
 
+    A note without files, as a start leaves that failed at once, counts for nothing; so do other JSON files beside it.
+
     Raises:
         StateError: it holds files made from something else already, or from the same without `resume`.
     """
     note = os.path.join(directory, "made_from.json")
-    if os.path.exists(note):
+    if os.path.exists(note) and _holds_files(directory):
         with open(note) as file:
             found = json.load(file)
         if not resume:
@@ -55,6 +57,10 @@ def claim_directory(directory, made_from, resume):
         os.makedirs(directory, exist_ok=True)
         write_json(made_from, note)
     distributed.wait_for_all()
+
+
+def _holds_files(directory):
+    return any(folder != directory or not name.endswith(".json") for folder, _, names in os.walk(directory) for name in names)
 
 
 def save_state(state, path):
