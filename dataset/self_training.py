@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from .classes import IGNORED
 from .reading import read_image, read_label
+from .resizing import nearest_positions, resize_by, resize_picture
 from .segmentation import SegmentationDataset
 
 # ImageNet's mean colour: what is 0 after normalisation. CBST's canvas has it cut down to whole numbers, CRST pads with 0.
@@ -40,7 +41,7 @@ class FitLongerSide:
         height, width = image.shape[1:]
         factor = self.length / max(height, width)
         size = tuple(self.length if side == max(height, width) else round(side * factor) for side in (height, width))
-        return _resize_picture(image, size), label
+        return resize_picture(image, size), label
 
 
 class ScaledCrop:
@@ -67,7 +68,7 @@ class ScaledCrop:
         if self.scales is not None:
             low, high = self.scales
             factor = low + rng.randint(0, int((high - low) * 10 + 1e-9)) / 10
-        scaled = label[tuple(torch.meshgrid(*(_nearest(side, factor) for side in label.shape), indexing="ij"))]
+        scaled = label[tuple(torch.meshgrid(*(nearest_positions(side, factor) for side in label.shape), indexing="ij"))]
         rows, columns = (max(0, need - have) for need, have in zip((self.height, self.width), scaled.shape, strict=True))
         scaled = F.pad(scaled, (0, columns, 0, rows), value=IGNORED)
         top, left = self._corner(scaled, rng)
@@ -128,7 +129,7 @@ class CanvasCrop:
         top, left = self._corner(label, side, stride, border, rng)
         image = self._window(image, top, left, side, torch.tensor(CANVAS_COLOUR, dtype=torch.uint8))
         label = self._window(label[None], top, left, side, torch.tensor([IGNORED], dtype=torch.uint8))[0]
-        image = _resize_picture(image, (self.crop, self.crop))
+        image = resize_picture(image, (self.crop, self.crop))
         label = np.array(Image.fromarray(label.numpy()).resize((self.crop, self.crop), Image.NEAREST))[4::8, 4::8]
         label = torch.from_numpy(label.copy())
         if rng.randint(0, 1) == 0:
@@ -228,59 +229,3 @@ class SourceAndTarget(Dataset):
 def one_hot(label, num_classes):
     """(H,W) uint8 ids to (C,H,W) float32, all 0 where ignored."""
     return (label[None] == torch.arange(num_classes, dtype=torch.uint8)[:, None, None]).float()
-
-
-def resize_by(image, factor, window=None):
-    """(C,h,w) resized by `factor` with bilinear weights at (x + 0.5) / factor - 0.5, as OpenCV does; only `window` of it.
-
-    uint8 images are computed in OpenCV's fixed-point arithmetic (differences of at most 1 grey level), floats exactly.
-
-    Args:
-        window: (top, left, height, width) in the resized image, which is as large as round(side * factor); default: all.
-    """
-    if window is None:
-        window = (0, 0, *(round(side * factor) for side in image.shape[1:]))
-    if factor == 1.0:
-        return image[:, window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
-    (y0, y1, wy), (x0, x1, wx) = (_taps(image.shape[1 + axis], factor, window[axis], window[axis + 2]) for axis in (0, 1))
-    first, last = int(y0.min()), int(y1.max()) + 1
-    rows = image[:, first:last]
-    if image.is_floating_point():
-        rows = rows[:, :, x0] * (1 - wx) + rows[:, :, x1] * wx
-        return rows[:, y0 - first] * (1 - wy)[:, None] + rows[:, y1 - first] * wy[:, None]
-    wx, wy = ((weight * 2048).round().int() for weight in (wx, wy))
-    rows = rows.int()
-    rows = (rows[:, :, x0] * (2048 - wx) + rows[:, :, x1] * wx) >> 4
-    above, below = rows[:, y0 - first] * (2048 - wy)[:, None] >> 16, rows[:, y1 - first] * wy[:, None] >> 16
-    return ((above + below + 2) >> 2).to(torch.uint8)
-
-
-def _taps(side, factor, start, count):
-    """The two source pixels and the second one's weight for `count` pixels of a resized axis from `start` on."""
-    position = (torch.arange(start, start + count, dtype=torch.float64) + 0.5) * (1.0 / factor) - 0.5
-    position = position.clamp(0, side - 1)
-    lower = position.floor().long()
-    return lower, (lower + 1).clamp(max=side - 1), (position - lower).float()
-
-
-def _nearest(side, factor):
-    position = torch.arange(round(side * factor), dtype=torch.float64) * (1.0 / factor)
-    return position.floor().long().clamp(max=side - 1)
-
-
-def _resize_picture(image, size):
-    """(3,h,w) uint8 to (3,H,W) by Pillow: Lanczos if both sides shrink, bicubic if both grow, bilinear otherwise."""
-    if tuple(image.shape[1:]) == tuple(size):
-        return image
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    resized = picture.resize((size[1], size[0]), pillow_filter(image.shape[1:], size))
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-
-
-def pillow_filter(size, new_size):
-    """CBST's rule for the filter of a resize between two (H,W)."""
-    if all(new > old for old, new in zip(size, new_size, strict=True)):
-        return Image.BICUBIC
-    if all(new < old for old, new in zip(size, new_size, strict=True)):
-        return Image.LANCZOS
-    return Image.BILINEAR

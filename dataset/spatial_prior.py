@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .transforms import resize_label
+from .resizing import resize_label
 
 # The paper smooths with a 70x70 kernel at a width of 2048 and gives no sigma; a kernel reaches three sigmas to each side.
 SIGMA_AT_2048 = 70 / 6

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch.nn.functional import pad
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from .classes import IGNORED
+from .resizing import resize_image, resize_label
 
 
 class Compose:
@@ -134,26 +133,10 @@ class RandomCrop:
 
 def jitter(image, order, factors):
     """Adjust a (3,H,W) uint8 image: `factors` of brightness, contrast, saturation and hue, applied in `order` (of 0..3)."""
+    from torchvision.transforms.v2 import functional as F  # slow to import, and only FADA needs it
+
     adjustments = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     for index in order:
         picture = adjustments[index](picture, factors[index])
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-
-
-def resize_image(image, size):
-    """(3,h,w) uint8 to (3,H,W) uint8, bicubic with antialiasing: at most 2 grey levels from the originals' Pillow, and faster.
-
-    Both resize the rows first and round in between. Pillow 13 takes the columns first where the height shrinks more
-    (never at published sizes), which differs by some levels at sharp edges.
-    """
-    if image.shape[1:] == tuple(size):
-        return image
-    return F.resize(image, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
-
-
-def resize_label(label, size):
-    """(h,w) uint8 ids to (H,W), nearest as Pillow rounds it (torchvision takes another pixel at ties); None stays None."""
-    if label is None or label.shape == tuple(size):
-        return label
-    return torch.from_numpy(np.array(Image.fromarray(label.numpy()).resize((size[1], size[0]), Image.NEAREST)))

@@ -11,11 +11,10 @@ import shutil
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from dataset.classes import IGNORED
-from dataset.self_training import pillow_filter
+from dataset.resizing import resize_planes
 from model import upsample
 
 from .distributed import sum_across_processes, world_size
@@ -176,19 +175,9 @@ class CoarseProbabilities:
     def scores(self, maps, size, shape):
         """Maps to scores (C,H,W) at `size`; `shape` (h,w) is the resized image's, without the padding."""
         fine = tuple(8 // self.steps * side for side in maps.shape[-2:])
-        planes = _resize_planes(maps, fine)[..., : shape[0], : shape[1]]
+        planes = resize_planes(maps, fine)[..., : shape[0], : shape[1]]
         # Only the heights are compared, as in the original.
-        return (planes if shape[0] == size[0] else _resize_planes(planes, size))[0]
-
-
-def _resize_planes(planes, size):
-    """(1,C,h,w) floats to (1,C,H,W), each plane as Pillow resizes it; Lanczos, which PyTorch lacks, is Pillow itself."""
-    kind = pillow_filter(planes.shape[-2:], size)
-    if kind == Image.LANCZOS:
-        resized = [np.array(Image.fromarray(plane).resize((size[1], size[0]), kind)) for plane in planes[0].cpu().numpy()]
-        return torch.from_numpy(np.stack(resized))[None].to(planes)
-    mode = "bicubic" if kind == Image.BICUBIC else "bilinear"
-    return F.interpolate(planes, size=tuple(size), mode=mode, antialias=True, align_corners=False)
+        return (planes if shape[0] == size[0] else resize_planes(planes, size))[0]
 
 
 # Maps on disk
