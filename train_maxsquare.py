@@ -68,18 +68,26 @@ def get_arguments(arguments=None):
     parser.set_defaults(batch_norm="train", val_every=None)
     group = parser.add_argument_group("MaxSquare")
     group.add_argument("--target-mode", choices=TARGET_MODES, default="maxsquare", help="loss on target images")
-    group.add_argument("--lambda-target", type=float, default=1.0, help="its weight (published: 0.1; with --multi 0.09)")
+    group.add_argument(
+        "--lambda-target", type=float, help="its weight (default 1; with --city-name 0.1; published: 0.1, with --multi 0.09)"
+    )
     group.add_argument(
         "--IW-ratio", type=float, default=0.2, help="of image-wise weights: 0 all classes alike, 1 inverse frequency"
     )
-    group.add_argument("--threshold", type=float, default=0.95, help="of pseudo-labels (hard, and guidance with --multi)")
+    group.add_argument(
+        "--threshold",
+        type=float,
+        help="of pseudo-labels (hard, and guidance with --multi; default 0.95; with --city-name 0.98)",
+    )
     parser.add_switch("--multi", group=group, help="train the lower classifier with self-produced guidance")
     group.add_argument("--lambda-seg", type=float, default=0.1, help="weight of the lower classifier")
     group.add_argument(
         "--round-num", type=positive, default=1, help="rounds; nothing changes between them but the learning rate"
     )
     group.add_argument("--epoch-each-round", type=positive, default=2, help="epochs of a round")
-    group.add_argument("--epoch-num", type=positive, metavar="N", help="epochs in all, instead of rounds (CrossCity: 10)")
+    group.add_argument(
+        "--epoch-num", type=positive, metavar="N", help="epochs in all, instead of rounds (default with --city-name: 10)"
+    )
     group.add_argument(
         "--checkpoint-dir", metavar="DIR", help="where --restore-id is looked for; without that, the run directory"
     )
@@ -109,7 +117,11 @@ def get_arguments(arguments=None):
         args.restore_from = f"{folder}/{args.restore_id or usual}{which}.pth"
     elif args.restore_id:
         args.restore_from = f"{folder}/{args.restore_id}best.pth"
-    args.epoch_num = args.epoch_num or args.round_num * args.epoch_each_round
+    published = {"lambda_target": 0.1, "threshold": 0.98} if args.city_name else {"lambda_target": 1.0, "threshold": 0.95}
+    for name, value in published.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.epoch_num = args.epoch_num or (10 if args.city_name else args.round_num * args.epoch_each_round)
     return args
 
 
@@ -258,7 +270,9 @@ def lay_out_epochs(args, source_batches, target_batches):
     batch = args.batch_size * distributed.world_size()
     images = min(len(source_batches.dataset), len(target_batches.dataset))
     epoch = max(1, images // batch)
-    counted = min((len(target_batches.dataset) + batch) // batch, LONGEST_EPOCH)
+    # The original counts the list of Cityscapes, which is the source of CrossCity and the target of everything else.
+    cityscapes = source_batches if args.source == "cityscapes" else target_batches
+    counted = min((len(cityscapes.dataset) + batch) // batch, LONGEST_EPOCH)
     args.num_steps = args.num_steps or counted * args.epoch_num
     args.num_steps_stop = min(args.num_steps_stop or epoch * args.epoch_num, args.num_steps)
     args.val_every = epoch if args.val_every is None else args.val_every

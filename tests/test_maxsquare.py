@@ -295,9 +295,20 @@ def test_epochs_and_rounds_are_laid_out_as_published(mini_data, tmp_path):
     args = train_maxsquare.get_arguments(["--round-num", "5"])
     train_maxsquare.lay_out_epochs(args, Loader(24966), Loader(2975))
     assert (args.num_steps, args.num_steps_stop, args.val_every) == (29760, 29750, 2975)
-    args = train_maxsquare.get_arguments(["--epoch-num", "10", "--batch-size", "2"])
-    train_maxsquare.lay_out_epochs(args, Loader(2975), Loader(3200))
-    assert (args.num_steps, args.num_steps_stop) == (16010, 14870)
+    # Cityscapes to CrossCity: the list that counts is Cityscapes', the source's.
+    for flags, expected in (([], (29760, 29750)), (["--batch-size", "2"], (14880, 14870))):
+        args = train_maxsquare.get_arguments(["--source", "cityscapes", "--city-name", "Rome", *flags])
+        train_maxsquare.lay_out_epochs(args, Loader(2975), Loader(3200))
+        assert (args.num_steps, args.num_steps_stop) == expected
+
+
+def test_crosscity_brings_its_own_defaults():
+    args = train_maxsquare.get_arguments(["--city-name", "Rome"])
+    assert (args.lambda_target, args.threshold, args.epoch_num) == (0.1, 0.98, 10)
+    args = train_maxsquare.get_arguments(["--city-name", "Rome", "--threshold", "0.9", "--epoch-num", "2"])
+    assert (args.lambda_target, args.threshold, args.epoch_num) == (0.1, 0.9, 2)
+    args = train_maxsquare.get_arguments([])
+    assert (args.lambda_target, args.threshold, args.epoch_num) == (1.0, 0.95, 2)
 
 
 def test_published_commands(capsys):
