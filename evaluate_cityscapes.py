@@ -34,7 +34,6 @@ from dataset.classes import to_label_ids
 from dataset.self_training import FitLongerSide
 from dataset.transforms import Resize
 from model import WeightsError, describe, load_model
-from model.dialects import FADA, MAXSQUARE
 from utils.arguments import DATASETS, DEFAULT_ROOTS, Parser, add_speed_flags, data_set, numbers, positive, size
 from utils.device import autocast, choose, prepare
 from utils.evaluation import predict_coarsely, predictions
@@ -51,7 +50,7 @@ PROTOCOLS = {
     "crst": {"input_size": None, "flip": True, "scales": (0.9, 1.0, 1.2), "average": "logits", "absent": 0.0},
 }
 # Files and networks whose authors evaluate in another way than AdaptSegNet.
-OF_DIALECT = {MAXSQUARE: "maxsquare", FADA: "fada"}
+OF_FORMAT = {"maxsquare": "maxsquare", "fada": "fada"}
 OF_NETWORK = {"ResNet38": "cbst", "DeeplabRes": "crst", "deeplab_resnet101": "fada", "deeplab_vgg16": "fada"}
 
 
@@ -261,7 +260,7 @@ def own_protocol(model):
     """How the authors of a network, or of the file that it is from, evaluate it."""
     if model.settings.get("heads") == "twin":
         return "clan"
-    return OF_DIALECT.get(model.dialect) or OF_NETWORK.get(model.settings["name"], "adaptsegnet")
+    return OF_FORMAT.get(model.checkpoint_format) or OF_NETWORK.get(model.settings["name"], "adaptsegnet")
 
 
 def build_loader(args, num_classes, protocol):

@@ -18,7 +18,7 @@ from dataset.classes import to_label_ids
 from dataset.self_training import CanvasCrop, FitLongerSide, ScaledCrop, ScaleImage, one_hot
 from dataset.spatial_prior import PriorError
 from model import WeightsError, build_model, load_model, upsample
-from model.resnet38 import from_mxnet, to_mxnet
+from model.checkpoint_formats import from_mxnet, to_mxnet
 from train_cbst import get_arguments, hard_loss, schedule, soft_loss
 from utils import labelling
 from utils.evaluation import evaluate
@@ -444,7 +444,7 @@ def test_four_steps_match_mxnet(golden):
     fill_keys = json.load(open(GOLDEN / "cbst/keys.json"))
     values = fill({fill_key(name, fill_keys): tuple(shape) for name, shape in fill_keys["params_19"].items()}, 0)
     arrays = {name: values[fill_key(name, fill_keys)] for name in fill_keys["params_19"]}
-    network.load_state_dict(from_mxnet(arrays), strict=False)
+    network.load_state_dict(from_mxnet(arrays).tensors, strict=False)
     network.train()
     for module in network.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -288,25 +288,25 @@ def test_cbst_protocol(run, flip, steps, golden):
 )
 def test_protocols(name, flags, expected):
     args = evaluate_cityscapes.get_arguments(["--restore-from", "x", *flags])
-    chosen = evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, dialect=""))
+    chosen = evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, checkpoint_format=None))
     assert {key: chosen[key] for key in expected} == expected
     if name == "DeeplabRes" and not flags:
         assert chosen["options"] == {"flip": True, "heads": "last", "scales": (0.9, 1.0, 1.2), "average": "logits"}
     with pytest.raises(ValueError, match="neither --scales nor --heads"):
         evaluate_cityscapes.protocol_of(
             evaluate_cityscapes.get_arguments(["--restore-from", "x", "--protocol", "cbst", "--scales", "1,2"]),
-            SimpleNamespace(settings={"name": name}, dialect=""),
+            SimpleNamespace(settings={"name": name}, checkpoint_format=None),
         )
     refused = {"DeeplabRes": (["--resize-labels"], "images keep their size"),
                "ResNet38": (["--input-size", "9,9", "--test-scales", "9"], "give one")}  # fmt: skip
     if name in refused and not flags:
         args = evaluate_cityscapes.get_arguments(["--restore-from", "x", *refused[name][0]])
         with pytest.raises(ValueError, match=refused[name][1]):
-            evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, dialect=""))
+            evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, checkpoint_format=None))
     if name == "DeeplabMulti":
         args = evaluate_cityscapes.get_arguments(["--restore-from", "x", *flags, "--test-steps", "2"])
         with pytest.raises(ValueError, match="--test-steps belong to --protocol cbst"):
-            evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, dialect=""))
+            evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, checkpoint_format=None))
 
 
 def test_fada_s_own_options(capsys):

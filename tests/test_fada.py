@@ -27,7 +27,7 @@ from dataset.class_statistics import (
 from dataset.reading import read_image, read_label
 from dataset.transforms import Compose, RandomColorJitter, RandomCrop, RandomMirror, RandomScale, Resize, jitter
 from model import FeatureDiscriminator, WeightsError, build_model, load_model, load_weights, read_weights, upsample
-from model.dialects import from_fada, to_fada
+from model.checkpoint_formats import from_fada, to_fada
 from scripts import class_statistics
 from train_fada import get_arguments, soft_cross_entropy, soft_label, stage_settings
 from utils.evaluation import evaluate, predict
@@ -561,7 +561,7 @@ def test_the_chain_continues_inside_and_between_stages(mini_data, tmp_path, monk
     chain(mini_data, tmp_path / "parts", "--resume")
     assert len(saved) == 6  # two, the break, and the missing three
     for stage in ("source", "adversarial", "distill"):
-        whole, parts = (read_weights(tmp_path / name / stage / "model_iter000003.pth") for name in ("whole", "parts"))
+        whole, parts = (read_weights(tmp_path / name / stage / "model_iter000003.pth").tensors for name in ("whole", "parts"))
         assert all(torch.equal(whole[key], parts[key]) for key in whole), stage
     chain(mini_data, tmp_path / "parts", "--resume")  # all is finished: nothing happens
     with pytest.raises(StateError, match="holds files already: go on with --resume"):
