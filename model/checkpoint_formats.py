@@ -18,7 +18,7 @@ from torch import nn
 from .errors import WeightsError
 from .normalization import CONVENTIONS, NO_EPS
 from .resnet38 import BLOCKS, BRANCHES, ResNet38
-from .segmenter import SETTINGS, Segmenter
+from .segmenter import CLASSES, SETTINGS, Segmenter
 
 # Whose library wrote the file, and reads it.
 PYTORCH, MXNET = "PyTorch", "MXNet"
@@ -37,12 +37,14 @@ class Checkpoint:
         format: name of the format in `FORMATS` that the file has.
         convention: the input convention that the weights need, None where the file does not tell.
         settings: the arguments of `build_model` that are noted in files written here, else None.
+        classes: the classes' names and colours that are noted in files written here (see `Segmenter`), else None.
     """
 
     tensors: dict[str, torch.Tensor]
     format: str = "plain"
     convention: str | None = None
     settings: dict[str, Any] | None = None
+    classes: dict[str, list] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def read_contents(
 
 def from_state_dict(contents: Mapping[str, Any], source: str) -> Checkpoint:
     """A state dict; one that was saved here has notes in its metadata."""
-    return Checkpoint(_tensors(contents, source), "plain", settings=_settings(contents))
+    return Checkpoint(_tensors(contents, source), "plain", **_notes(contents, source))
 
 
 def _tensors(contents: Mapping[str, Any], source: str) -> dict[str, torch.Tensor]:
@@ -95,10 +97,54 @@ def _tensors(contents: Mapping[str, Any], source: str) -> dict[str, torch.Tensor
     return dict(contents)
 
 
-def _settings(state: Mapping[str, Any]) -> dict[str, Any] | None:
+def _notes(state: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The notes in a state dict's metadata, as arguments of `Checkpoint`; the inverse of `Segmenter.notes`."""
     metadata = getattr(state, "_metadata", None)  # PyTorch's own place for notes; only an OrderedDict can have it
-    found = metadata.get(SETTINGS) if isinstance(metadata, dict) else None
-    return found if isinstance(found, dict) else None
+    metadata = metadata if isinstance(metadata, dict) else {}
+    settings, classes = metadata.get(SETTINGS), metadata.get(CLASSES)
+    settings = settings if are_settings(settings) else None
+    if classes is not None:
+        classes = checked_classes(classes, settings and settings["num_classes"], source)
+    return {"settings": settings, "classes": classes}
+
+
+def are_settings(found: Any) -> bool:
+    """True for a note of a network's settings, as far as its form goes; `build_model` checks the rest."""
+    return (
+        isinstance(found, dict)
+        and all(isinstance(key, str) for key in found)
+        and isinstance(found.get("name"), str)
+        and "num_classes" in found
+    )
+
+
+def checked_classes(classes: Any, num_classes: int | None, source: str) -> dict[str, list]:
+    """Class names and colours from a file (see `Segmenter`), if they have the right form and, where it is known, number.
+
+    Raises:
+        WeightsError: they do not.
+    """
+    names, colors = (classes.get(key) if isinstance(classes, dict) else None for key in ("names", "colors"))
+    if not (_is_list(names, _is_name) and _is_list(colors, _is_color) and len(names) == len(colors)):
+        raise WeightsError(
+            f'{source}: its note of the classes is damaged; expected {{"names": [text, ...], '
+            '"colors": [[red, green, blue], ...]}, as many colours of 0 to 255 as names'
+        )
+    if num_classes not in (None, len(names)):
+        raise WeightsError(f"{source}: its note of the classes names {len(names)}, for a network of {num_classes}")
+    return {"names": list(names), "colors": [list(color) for color in colors]}
+
+
+def _is_list(values: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(values, (list, tuple)) and all(map(holds, values))
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_color(value: Any) -> bool:
+    return _is_list(value, lambda part: type(part) is int and 0 <= part <= 255) and len(value) == 3
 
 
 def _no_state_dict(contents: Mapping[Any, Any], source: str) -> WeightsError:
@@ -168,7 +214,7 @@ def from_fada(contents: Mapping[str, Any], source: str = "weights") -> Checkpoin
     resnet = "backbone.conv1.weight" in trunk
     tensors = {("" if resnet else "features.") + key.removeprefix("backbone."): value for key, value in trunk.items()}
     tensors.update({("layer5." if resnet else "classifier.") + key: value for key, value in head.items()})
-    return Checkpoint(tensors, "fada", settings=_settings(contents["feature_extractor"]))
+    return Checkpoint(tensors, "fada", **_notes(contents["feature_extractor"], source))
 
 
 def fada_discriminator(contents: Mapping[str, Any]) -> Checkpoint | None:

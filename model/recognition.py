@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .checkpoint_formats import Checkpoint
+from .checkpoint_formats import Checkpoint, are_settings, checked_classes
 from .errors import WeightsError
 
 # Above it the stem saw pixels of 0..255, below it normalised ones: those have about 1/3000 of the variance.
@@ -23,11 +23,26 @@ def settings_of(checkpoint: Checkpoint, source: str) -> dict[str, Any]:
     Raises:
         WeightsError: the keys are those of no network known here.
     """
-    found = checkpoint.settings or _settings_of_run(source)
-    if isinstance(found, dict) and {"name", "num_classes"} <= found.keys():
-        return dict(found)
+    found = checkpoint.settings or _args_of_run(source).get("network")
+    if are_settings(found):
+        rates = (
+            {"aspp_rates": tuple(found["aspp_rates"])} if isinstance(found.get("aspp_rates"), list) else {}
+        )  # JSON made it a list
+        return {**found, **rates}
     recognise = _settings_from_fada if checkpoint.format == "fada" else settings_from_weights
     return recognise(checkpoint.tensors, source)
+
+
+def classes_of(checkpoint: Checkpoint, num_classes: int, source: str) -> dict[str, list] | None:
+    """The names and colours of a network's classes, noted in its file or in the `args.json` beside it; None: unknown.
+
+    Raises:
+        WeightsError: the note is damaged, or is for another number of classes.
+    """
+    if checkpoint.classes is not None:
+        return checked_classes(checkpoint.classes, num_classes, source)
+    found = _args_of_run(source).get("classes")
+    return None if found is None else checked_classes(found, num_classes, _args_path(source))
 
 
 def settings_from_weights(state: Mapping[str, Tensor], source: str = "weights") -> dict[str, Any]:
@@ -124,15 +139,20 @@ def sees_pixels(state: Mapping[str, Tensor]) -> bool:
     return bool(power.nanmedian() > POWER_OF_PIXELS)  # a filter that is 0 has none
 
 
-def _settings_of_run(source: str) -> dict[str, Any] | None:
-    path = os.path.join(os.path.dirname(source), "args.json")
+def _args_of_run(source: str) -> dict[str, Any]:
+    """The `args.json` beside a file, {} if there is none."""
+    path = _args_path(source)
     if not os.path.isfile(source) or not os.path.exists(path):
-        return None
+        return {}
     try:
         with open(path) as file:
-            network = json.load(file).get("network")
-    except (ValueError, AttributeError) as error:
+            found = json.load(file)
+    except ValueError as error:
         raise WeightsError(f"{path}: is no args.json of a run ({error}); fix or remove it") from error
-    if network and "aspp_rates" in network:
-        network["aspp_rates"] = tuple(network["aspp_rates"])
-    return network
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path}: is no args.json of a run (holds a {type(found).__name__}); fix or remove it")
+    return found
+
+
+def _args_path(source: str) -> str:
+    return os.path.join(os.path.dirname(source), "args.json")

@@ -8,8 +8,8 @@ from torch import nn
 from .errors import ModelError
 from .normalization import BATCH_NORM_MODES, Normalize, freezes_affine, freezes_statistics
 
-# The entry of a state dict's metadata that names the network.
-SETTINGS = "segadapt"
+# The entries of a state dict's metadata that name the network and its classes.
+SETTINGS, CLASSES = "segadapt", "segadapt classes"
 
 
 class Segmenter(nn.Module):
@@ -23,6 +23,7 @@ class Segmenter(nn.Module):
         aspp_branches: how many branches of each classifier are added; None for a classifier without branches.
         style: which convolution of a ResNet's block carries the stride, "caffe" or "torchvision"; None for other trunks.
         settings: the arguments of `build_model` that build the network again, as `build_model` notes them.
+        classes: {"names": [str, ...], "colors": [[red, green, blue], ...]} with 0..255, one entry per class; None: unknown.
         load_report: what `load_model` has loaded, in a sentence.
         checkpoint_format: the name of the format that `load_model` has read (see `checkpoint_formats.FORMATS`).
     """
@@ -39,6 +40,7 @@ class Segmenter(nn.Module):
         self.normalize = Normalize(normalization)
         self.batch_norm = "train"
         self.settings: dict[str, Any] = {}
+        self.classes: dict[str, list] | None = None
         self.load_report = ""
         self.checkpoint_format: str | None = None
 
@@ -57,7 +59,8 @@ class Segmenter(nn.Module):
 
     def notes(self) -> dict[str, Any]:
         """What a state dict's metadata says about the network, as far as it is known."""
-        return {SETTINGS: self.settings} if self.settings else {}
+        known = {SETTINGS: self.settings or None, CLASSES: self.classes}
+        return {key: value for key, value in known.items() if value is not None}
 
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:
         """As every module's, with `notes` in the metadata, where they travel with the file and other code bases do not look."""

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint_formats import MXNET, PYTORCH, TITLES, Checkpoint, fada_discriminator, is_fada, read_contents
-from .errors import WeightsError
+from .errors import ModelError, WeightsError
 from .mxnet import is_params, read_params
 from .networks import MODELS, build_model, known_name
-from .recognition import head_layout, settings_of
+from .recognition import classes_of, head_layout, settings_of
 from .segmenter import Segmenter
 from .vgg import TORCHVISION_KEYS
 
@@ -64,6 +64,7 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, source: str | os.Pa
     if isinstance(network, Segmenter):
         name, heads = network.settings.get("name", name), set(network.head_names)
         tensors, notes = _adapted(network, checkpoint, source)
+        notes += _other_names(network.classes, checkpoint.classes)
     own = network.state_dict()
     missing = [key for key in own if key not in tensors and not key.endswith("num_batches_tracked")]
     misfits = [key for key in own if key in tensors and tensors[key].shape != own[key].shape]
@@ -87,11 +88,11 @@ def load_model(source: str | os.PathLike, name: str | None = None, **settings: A
 
     What the scripts here save names its network, in the file and in the run directory's `args.json`; any other is recognised
     among the published networks by its keys and values (see `settings_from_weights`). `name` and `settings` override both, as
-    in `build_model`. The network's `load_report` and `checkpoint_format` say what was loaded.
+    in `build_model`. The network's `classes`, `load_report` and `checkpoint_format` say what was loaded.
 
     Raises:
-        WeightsError: the file cannot be read, recognised or loaded.
-        ModelError: unknown name or setting.
+        WeightsError: the file cannot be read, recognised or loaded, or the settings do not fit it.
+        ModelError: unknown name.
     """
     checkpoint = read_weights(source)
     found = settings_of(checkpoint, str(source))
@@ -100,7 +101,11 @@ def load_model(source: str | os.PathLike, name: str | None = None, **settings: A
         kept = {key: found[key] for key in ("num_classes", "heads", "aspp_branches") if key in found and key not in fixed}
         found = {"name": name, **kept}
     found.update({key: value for key, value in settings.items() if value is not None})
-    network = build_model(**found)
+    try:
+        network = build_model(**found)
+    except ModelError as error:
+        raise WeightsError(f"{source}: {error}") from error
+    network.classes = classes_of(checkpoint, network.settings["num_classes"], str(source))
     network.load_report = load_weights(network, checkpoint, source)
     network.checkpoint_format = checkpoint.format
     return network.eval()
@@ -202,6 +207,17 @@ def _adapted(network: Segmenter, checkpoint: Checkpoint, source: str | os.PathLi
     if network.head_names == ("layer5",) and head_layout(tensors) == "multi":
         return _with_main_classifier(tensors), ["of its two classifiers the one on layer 4"]
     return tensors, []
+
+
+def _other_names(own: dict[str, list] | None, found: dict[str, list] | None) -> list[str]:
+    """A note for the report if a checkpoint's classes have other names than the network's."""
+    if own is None or found is None or len(own["names"]) != len(found["names"]):
+        return []
+    pairs = enumerate(zip(found["names"], own["names"], strict=True))
+    differ = [f"class {index} is {there} there, {here} here" for index, (there, here) in pairs if there != here]
+    if not differ:
+        return []
+    return [f"its classes have other names ({differ[0]}{f', and {len(differ) - 1} more' if differ[1:] else ''})"]
 
 
 def _check_convention(network: Segmenter, checkpoint: Checkpoint, source: str | os.PathLike) -> None:

@@ -55,10 +55,12 @@ def main(args: argparse.Namespace) -> None:
 
 
 def note_what_is_lost(args: argparse.Namespace, model: Segmenter) -> None:
-    """Say so if the written file alone would be taken for another network than the one that was read."""
+    """Say so if the written file alone would be taken for another network, or no longer names the classes."""
     again = load_model(args.target)
     if _nature(again) != _nature(model):
         print(f"note: the file alone would be read as {again.settings['name']}; use it with --model {model.settings['name']}")
+    if again.classes != model.classes:
+        print("note: this format holds no class names; a run's args.json in the folder of the file would give them")
 
 
 def _nature(network: Segmenter) -> tuple:

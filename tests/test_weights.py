@@ -18,7 +18,16 @@ import torch
 from conftest import GOLDEN, ROOT
 from torchvision.models import VGG16_Weights
 
-from model import Checkpoint, WeightsError, build_model, load_model, load_weights, read_weights, settings_from_weights
+from model import (
+    Checkpoint,
+    ModelError,
+    WeightsError,
+    build_model,
+    load_model,
+    load_weights,
+    read_weights,
+    settings_from_weights,
+)
 from model.checkpoint_formats import PYTORCH, read_contents
 from utils.state import save_atomically
 
@@ -283,8 +292,16 @@ def test_args_json_of_other_things(save, tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match="args.json: is no args.json of a run"):
         load_model(path)
     (tmp_path / "args.json").write_text(json.dumps({"network": {"name": "NoSuch", "num_classes": 19}}))
-    with pytest.raises(ValueError, match="unknown network 'NoSuch'"):
+    with pytest.raises(ModelError, match="unknown network 'NoSuch'"):
         load_model(path, "MiniResNet18")
+    with pytest.raises(WeightsError, match="weights.pth: unknown network 'NoSuch'"):
+        load_model(path)
+    (tmp_path / "args.json").write_text(json.dumps({"network": {"name": "MiniResNet18", "num_classes": "19"}}))
+    with pytest.raises(WeightsError, match="weights.pth: network MiniResNet18: setting num_classes must be of type int"):
+        load_model(path)
+    (tmp_path / "args.json").write_text("[1]")
+    with pytest.raises(WeightsError, match="args.json: is no args.json of a run .holds a list"):
+        load_model(path)
     assert read_weights(path)  # which asks for no network
 
 
