@@ -189,11 +189,12 @@ def find_checkpoints(source):
         return [source]
     paths = [
         path
-        for path in glob(os.path.join(escape(source), "*.pth")) + glob(os.path.join(escape(source), "*.params"))
-        if not re.search(r"_D\d*\.pth$|state(\.previous)?\.pth$", path)
+        for ending in ("pth", "params", "pdparams")
+        for path in glob(os.path.join(escape(source), f"*.{ending}"))
+        if not re.search(r"_D\d*\.(pth|pdparams)$|state(\.previous)?\.pth$", path)
     ]
     if not paths:
-        raise WeightsError(f"{source}: no checkpoints (*.pth, *.params) in this folder")
+        raise WeightsError(f"{source}: no checkpoints (*.pth, *.params, *.pdparams) in this folder")
     return sorted(paths, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)])
 
 

@@ -21,7 +21,10 @@ from .resnet38 import BLOCKS, BRANCHES, ResNet38
 from .segmenter import CLASSES, SETTINGS, Segmenter
 
 # Whose library wrote the file, and reads it.
-PYTORCH, MXNET = "PyTorch", "MXNet"
+PYTORCH, MXNET, PADDLE = "PyTorch", "MXNet", "PaddlePaddle"
+
+# How Paddle calls a norm's statistics.
+PADDLE_ENDINGS = {"running_mean": "_mean", "running_var": "_variance"}
 
 # How MXNet calls what a norm holds.
 NORM_ENDINGS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
@@ -54,7 +57,7 @@ class Format:
     Attributes:
         name: what `Checkpoint.format` and `convert_checkpoint.py --to` call it.
         title: what reports call it.
-        library: PYTORCH or MXNET, whose file it is.
+        library: PYTORCH, MXNET or PADDLE, whose file it is.
         recognised: True for the contents of such a file.
         read: contents and the file's name (for messages) to a `Checkpoint`; raises WeightsError.
         write: a network to the contents of a file; raises WeightsError if the format cannot hold it. None: is only read.
@@ -376,6 +379,50 @@ def _mxnet_norm_names(path: str, module: str) -> dict[str, str]:
     return {f"{path}.{value}": f"{kinds[value]}:{module}_{ending}" for value, ending in NORM_ENDINGS.items()}
 
 
+# PaddlePaddle: the reproductions of AdaptSegNet and CLAN
+
+
+def from_paddle(arrays: Mapping[str, np.ndarray], source: str = "weights") -> Checkpoint:
+    """{key: array} of a network or a discriminator, with PyTorch's keys but for the norms' statistics.
+
+    CLAN's reproduction has biases in the projections of its ResNet, which are folded into the norms behind them.
+
+    Raises:
+        WeightsError: such a bias without its norm.
+    """
+    ours = {theirs: ours for ours, theirs in PADDLE_ENDINGS.items()}
+    tensors = {_with_ending(key, ours): torch.from_numpy(array.copy()) for key, array in arrays.items()}
+    for key in [key for key in tensors if key.endswith("downsample.0.bias")]:
+        bias, mean = tensors.pop(key), key.replace("downsample.0.bias", "downsample.1.running_mean")
+        if mean not in tensors or tensors[mean].shape != bias.shape:
+            raise WeightsError(
+                f"{source}: {key} cannot be folded into the norm behind it ({mean} is missing or of another shape)"
+            )
+        tensors[mean] = tensors[mean] - bias
+    return Checkpoint(tensors, "paddle")
+
+
+def from_paddle_initialisation(arrays: Mapping[str, np.ndarray], source: str) -> Checkpoint:
+    """AdaptSegNet's initialisation as its reproduction has it."""
+    return replace(from_initialisation(from_paddle(arrays, source).tensors, source), format="paddle initialisation")
+
+
+def to_paddle(network: Segmenter) -> dict[str, np.ndarray]:
+    """{key: array} as the reproductions load it, the inverse of `from_paddle`; CLAN's projections get biases of 0."""
+    arrays = {}
+    for key, value in network.state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            arrays[_with_ending(key, PADDLE_ENDINGS)] = value.detach().cpu().numpy()
+        if key.endswith("downsample.0.weight") and network.settings.get("heads") == "twin":
+            arrays[key.replace("weight", "bias")] = np.zeros(len(value), np.float32)
+    return arrays
+
+
+def _with_ending(key: str, endings: Mapping[str, str]) -> str:
+    path, _, ending = key.rpartition(".")
+    return f"{path}.{endings[ending]}" if ending in endings else key
+
+
 # The table. The first one that recognises a file counts.
 
 
@@ -400,6 +447,14 @@ FORMATS = (
     Format("maxsquare", "a checkpoint of MaxSquare", PYTORCH, is_maxsquare, from_maxsquare, to_maxsquare),
     Format("container", "a checkpoint with state_dict", PYTORCH, is_container, from_container),
     *BARE,
+    Format(
+        "paddle initialisation",
+        "AdaptSegNet's initialisation for Paddle, without its classifier",
+        PADDLE,
+        is_initialisation,
+        from_paddle_initialisation,
+    ),
+    Format("paddle", "PaddlePaddle's parameters", PADDLE, _any, from_paddle, to_paddle),
     Format("mxnet", "MXNet's parameters", MXNET, _any, from_mxnet, _write_mxnet),
 )
 TITLES = {each.name: each.title for each in FORMATS}

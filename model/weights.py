@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checkpoint_formats import MXNET, PYTORCH, TITLES, Checkpoint, fada_discriminator, is_fada, read_contents
+from .checkpoint_formats import MXNET, PADDLE, PYTORCH, TITLES, Checkpoint, fada_discriminator, is_fada, read_contents
 from .errors import ModelError, WeightsError
 from .mxnet import is_params, read_params
 from .networks import MODELS, build_model, known_name
+from .paddle import is_pdparams, read_pdparams
 from .recognition import classes_of, head_layout, settings_of
 from .segmenter import Segmenter
 from .vgg import TORCHVISION_KEYS
@@ -63,7 +64,7 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, source: str | os.Pa
     name, heads, tensors, notes = type(network).__name__, set(), checkpoint.tensors, []
     if isinstance(network, Segmenter):
         name, heads = network.settings.get("name", name), set(network.head_names)
-        tensors, notes = _adapted(network, checkpoint, source)
+        tensors, notes = _adapted(network, checkpoint, source, fresh_heads)
         notes += _other_names(network.classes, checkpoint.classes)
     own = network.state_dict()
     missing = [key for key in own if key not in tensors and not key.endswith("num_batches_tracked")]
@@ -159,6 +160,8 @@ def _load_file(path: str, source: str) -> tuple[Mapping[str, Any], str]:
     if is_params(path):
         return read_params(path), MXNET
     _check_file(path, source)
+    if is_pdparams(path):
+        return read_pdparams(path, source), PADDLE
     try:
         with torch.serialization.safe_globals(NUMPY_NUMBERS):
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -177,8 +180,6 @@ def _load_file(path: str, source: str) -> tuple[Mapping[str, Any], str]:
 
 
 def _check_file(path: str, source: str) -> None:
-    if source.endswith((".pdparams", ".paradms")):
-        raise WeightsError(f"{source}: PaddlePaddle's weights, which are not read here; convert them to PyTorch's first")
     with open(path, "rb") as file:
         start = file.read(512)
     if not start:
@@ -190,7 +191,9 @@ def _check_file(path: str, source: str) -> None:
         raise WeightsError(f"{source}: is {kind}")
 
 
-def _adapted(network: Segmenter, checkpoint: Checkpoint, source: str | os.PathLike) -> tuple[dict[str, Tensor], list[str]]:
+def _adapted(
+    network: Segmenter, checkpoint: Checkpoint, source: str | os.PathLike, fresh_heads: bool
+) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors under the names of `network`, and notes for the report.
 
     Raises:
@@ -206,6 +209,9 @@ def _adapted(network: Segmenter, checkpoint: Checkpoint, source: str | os.PathLi
         )
     if network.head_names == ("layer5",) and head_layout(tensors) == "multi":
         return _with_main_classifier(tensors), ["of its two classifiers the one on layer 4"]
+    if fresh_heads and checkpoint.format == "paddle" and "layer6" in network.head_names and head_layout(tensors) == "single":
+        # ImageNet weights of CLAN's reproduction, which takes everything but this classifier.
+        return {key: value for key, value in tensors.items() if not key.startswith("layer5.")}, []
     return tensors, []
 
 

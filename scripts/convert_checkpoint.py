@@ -8,6 +8,7 @@ plain       a state dict: AdaptSegNet, CLAN, CRST, ADVENT, and what the scripts 
 maxsquare   {"state_dict": ...} with `module.` before each name, as MaxSquare's solvers load it
 fada        feature_extractor and classifier apart (FADA's networks)
 mxnet       CBST's .params (ResNet-38)
+paddle      .pdparams: the reproductions of AdaptSegNet and CLAN in PaddlePaddle
 """
 
 import argparse
@@ -17,8 +18,9 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from model import WeightsError, load_model
-from model.checkpoint_formats import FORMATS, MXNET
+from model.checkpoint_formats import FORMATS, MXNET, PADDLE
 from model.mxnet import write_params
+from model.paddle import write_pdparams
 from model.segmenter import Segmenter
 from utils.arguments import Parser
 from utils.start import exit_with_message
@@ -48,6 +50,8 @@ def main(args: argparse.Namespace) -> None:
         raise WeightsError(f"{args.source}: cannot be written --to {args.to}: {error}") from error
     if chosen.library == MXNET:
         write_params(args.target, contents)
+    elif chosen.library == PADDLE:
+        write_pdparams(args.target, contents)
     else:
         save_atomically(contents, args.target, for_originals=True)
     note_what_is_lost(args, model)

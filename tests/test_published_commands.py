@@ -2,6 +2,7 @@
 statistics, evaluation and IoU to their figures. (CLAN's two bulk scripts have no flags; here they want a folder.)"""
 
 import json
+import os
 import shlex
 import shutil
 
@@ -18,6 +19,8 @@ import train_fada
 import train_maxsquare
 import train_source
 from model import build_model
+from model.checkpoint_formats import to_paddle
+from model.paddle import write_pdparams
 from scripts import class_statistics, spatial_prior
 
 MODULES = {
@@ -95,8 +98,13 @@ def test_it_evaluates(script, command, mini_data, tmp_path, capsys):
     elif "-cfg" in words:
         assert (args.input_size, args.save) == ((2048, 1024), "none")
         protocol = "fada"
-    torch.save(state, tmp_path / "weights.pth")
-    args.restore_from, args.data_dir = str(tmp_path / "weights.pth"), str(mini_data / "Cityscapes")
+    path = tmp_path / "weights.pth"
+    if (args.restore_from or "").endswith((".pdparams", ".paradms")):  # CLAN's reproduction in PaddlePaddle, and a slip there
+        path, protocol = path.with_suffix(os.path.splitext(args.restore_from)[1]), "clan"
+        write_pdparams(path, to_paddle(build_model("MiniResNet18Twin")))
+    else:
+        torch.save(state, path)
+    args.restore_from, args.data_dir = str(path), str(mini_data / "Cityscapes")
     args.save, args.device, args.gpu, args.num_workers = str(tmp_path / "result"), "cpu", None, 0
     args.input_size = (64, 32)
     results = evaluate_cityscapes.main(args)

@@ -215,10 +215,10 @@ def test_files_that_are_no_weights(save, tmp_path, monkeypatch):
         pickle.dump({"conv1.weight": RunsCode()}, file)
     save([1, 2], "list.pth")
     save({"optimizer": {"lr": 1}}, "numbers.pth")
-    shutil.copy(good, tmp_path / "clan.pdparams")
+    shutil.copy(GOLDEN / "paddle/tiny_optimizer.pdparams", tmp_path / "clan.pdparams")
     for name, message in (
         ("missing.pth", "no such file"),
-        ("clan.pdparams", "PaddlePaddle's weights"),
+        ("clan.pdparams", "state of an optimizer"),
         ("cut.pth", "truncated"),
         ("page.pth", "web page"),
         ("text.pth", "text file"),
