@@ -26,11 +26,12 @@ class AtrousClassifier(nn.Module):
         if branches not in (2, 4):
             raise ModelError(f"aspp_branches must be 2 (AdaptSegNet, MaxSquare) or 4 (CLAN, FADA, CRST), not {branches}")
         self.branches = branches
-        self.conv2d_list = nn.ModuleList(nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate) for rate in rates)
-        for convolution in self.conv2d_list:
+        convolutions = [nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate) for rate in rates]
+        for convolution in convolutions:
             nn.init.normal_(convolution.weight, 0, 0.01)
-        for convolution in self.conv2d_list[branches:]:
+        for convolution in convolutions[branches:]:
             convolution.requires_grad_(False)
+        self.conv2d_list = nn.ModuleList(convolutions)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N,in_channels,h,w) features to (N,num_classes,h,w) logits."""

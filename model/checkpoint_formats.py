@@ -127,7 +127,9 @@ def checked_classes(classes: Any, num_classes: int | None, source: str) -> dict[
     Raises:
         WeightsError: they do not.
     """
-    names, colors = (classes.get(key) if isinstance(classes, dict) else None for key in ("names", "colors"))
+    noted = classes if isinstance(classes, dict) else {}
+    names: Any = noted.get("names")
+    colors: Any = noted.get("colors")
     if not (_is_list(names, _is_name) and _is_list(colors, _is_color) and len(names) == len(colors)):
         raise WeightsError(
             f'{source}: its note of the classes is damaged; expected {{"names": [text, ...], '
@@ -157,7 +159,7 @@ def _no_state_dict(contents: Mapping[Any, Any], source: str) -> WeightsError:
 
 def _without_module(state: Mapping[str, Any]) -> OrderedDict[str, Any]:
     """A state dict, with its metadata, without the `module.` that DataParallel puts before each key."""
-    plain = OrderedDict((key.removeprefix("module."), value) for key, value in state.items())
+    plain: Any = OrderedDict((key.removeprefix("module."), value) for key, value in state.items())
     plain._metadata = getattr(state, "_metadata", None)
     return plain
 
@@ -165,7 +167,7 @@ def _without_module(state: Mapping[str, Any]) -> OrderedDict[str, Any]:
 def _with_notes(tensors: Mapping[str, torch.Tensor], network: Segmenter) -> OrderedDict[str, torch.Tensor]:
     """A state dict under another format's keys, with nothing but the network's notes in its metadata: what PyTorch puts there
     would make it look for the counters that frozen norms lack."""
-    noted = OrderedDict(tensors)
+    noted: Any = OrderedDict(tensors)
     noted._metadata = network.notes()
     return noted
 
@@ -307,7 +309,7 @@ def _convention_of_vgg16(source: str) -> str | None:
                 f"{source}: is for another input convention than any network here has; use VGG16_Weights.IMAGENET1K_V1"
             )
         return "imagenet"
-    prefix = re.search(r"-([0-9a-f]+)\.pth$", VGG16_Weights.IMAGENET1K_V1.url)[1]
+    prefix = VGG16_Weights.IMAGENET1K_V1.url.rpartition("-")[2].removesuffix(".pth")
     if not os.path.isfile(source):
         return "imagenet" if prefix in source else None
     with open(source, "rb") as file:

@@ -1,5 +1,6 @@
 """The networks by the names that users know."""
 
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
@@ -16,7 +17,7 @@ TORCHVISION = {"style": "torchvision", "normalization": "imagenet"}
 MINI = (DeepLabResNet, {"depth": 18, "width": 32, "aspp_rates": (1, 2, 4, 6), "aspp_branches": 4})
 
 # Published names first; the others are for torchvision's ImageNet weights and for small runs.
-MODELS: dict[str, tuple[type[Segmenter], dict[str, Any]]] = {
+MODELS: dict[str, tuple[Callable[..., Segmenter], dict[str, Any]]] = {
     "DeepLab": MULTI,
     "DeeplabMulti": MULTI,
     "deeplabv2_multi": MULTI,
@@ -78,7 +79,7 @@ def describe(network: Segmenter) -> str:
     return ", ".join([*parts, f"{network.normalize.convention} input convention"])
 
 
-def _check_settings(name: str, network_class: type[Segmenter], settings: dict[str, Any]) -> None:
+def _check_settings(name: str, network_class: Callable[..., Segmenter], settings: dict[str, Any]) -> None:
     """Hold settings, which may come from a file, against the parameters of the network's class and their defaults' types."""
     known = signature(network_class).parameters
     for key, value in settings.items():

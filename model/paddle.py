@@ -22,8 +22,8 @@ from .errors import WeightsError
 TORCH_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
 TYPES = {code: np.dtype(f"<{code}") for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1")}
 MOST_DIMENSIONS = 32
-# A network takes some 20,000. Each may cost a hundred bytes of memory.
-MOST_INSTRUCTIONS = 1_000_000
+# A network takes some 20,000. Each may cost a hundred bytes of memory, however small the file.
+MOST_INSTRUCTIONS = 200_000
 
 PARAMETER_NAMES = "StructuredToParameterName@@"
 OPTIMIZER_KEY = re.compile(r"LR_Scheduler|master_weights|.*_(velocity|moment\d?|beta\d_pow_acc)_\d+")
@@ -83,8 +83,11 @@ def read_pdparams(path: str | os.PathLike, source: str | None = None) -> dict[st
     optimizer = next((key for key in contents if isinstance(key, str) and OPTIMIZER_KEY.fullmatch(key)), None)
     if optimizer is not None:
         raise WeightsError(f"{source}: is the state of an optimizer, not weights (holds {optimizer!r})")
-    arrays = {key: value.values for key, value in contents.items() if isinstance(key, str) and isinstance(value, _Array)}
-    if not arrays or len(arrays) < len(contents) or any(values is None for values in arrays.values()):
+    arrays = {}
+    for key, value in contents.items():
+        if isinstance(key, str) and isinstance(value, _Array) and value.values is not None:
+            arrays[key] = value.values
+    if not arrays or len(arrays) < len(contents):
         shown = ", ".join(map(repr, list(contents)[:5])) or "nothing"
         raise WeightsError(f"{source}: is a pickle of other things than weights (found {shown}); expected names of arrays")
     return arrays

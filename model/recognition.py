@@ -23,7 +23,7 @@ def settings_of(checkpoint: Checkpoint, source: str) -> dict[str, Any]:
     Raises:
         WeightsError: the keys are those of no network known here.
     """
-    found = checkpoint.settings or _args_of_run(source).get("network")
+    found: Any = checkpoint.settings or _args_of_run(source).get("network")
     if are_settings(found):
         rates = (
             {"aspp_rates": tuple(found["aspp_rates"])} if isinstance(found.get("aspp_rates"), list) else {}

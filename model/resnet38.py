@@ -11,7 +11,7 @@ EPS = 1.001e-5
 
 # Name, channels and kernels of the convolutions, stride of the first, dilation of each, dropout before the last. Blocks whose
 # name ends in "a" change the number of channels, and have a convolution in their shortcut.
-BLOCKS = [
+BLOCKS: list[tuple[str, tuple[int, ...], tuple[int, ...], int, tuple[int, ...], float]] = [
     ("2a", (128, 128), (3, 3), 2, (1, 1), 0.0),
     *((f"2b{i}", (128, 128), (3, 3), 1, (1, 1), 0.0) for i in (1, 2)),
     ("3a", (256, 256), (3, 3), 2, (1, 1), 0.0),
@@ -75,8 +75,8 @@ class ResNet38(Segmenter):
         super().__init__(normalization)
         self.conv1a = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.blocks, channels = nn.ModuleDict(), 64
-        for name, widths, *rest in BLOCKS:
-            self.blocks[name] = Block(channels, widths, *rest, projects=name.endswith("a"))
+        for name, widths, kernels, stride, dilations, dropout in BLOCKS:
+            self.blocks[name] = Block(channels, widths, kernels, stride, dilations, dropout, projects=name.endswith("a"))
             channels = widths[-1]
         self.bn7 = nn.BatchNorm2d(channels, eps=EPS)
         self.conv6a = nn.Conv2d(channels, 512, 3, padding=12, dilation=12)

@@ -1,5 +1,6 @@
 """What all segmentation networks have in common: uint8 images in, a list of logits out, one BatchNorm choice."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ class Segmenter(nn.Module):
     feature_channels: int
     aspp_branches: int | None = None
     style: str | None = None
+    features: Callable[..., Any]
+    classify: Callable[..., Any]
 
     def __init__(self, normalization: str) -> None:
         super().__init__()
@@ -62,7 +65,7 @@ class Segmenter(nn.Module):
         known = {SETTINGS: self.settings or None, CLASSES: self.classes}
         return {key: value for key, value in known.items() if value is not None}
 
-    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **options: Any) -> Any:
         """As every module's, with `notes` in the metadata, where they travel with the file and other code bases do not look."""
         state = super().state_dict(*args, **options)
         state._metadata.update(self.notes())
@@ -90,7 +93,7 @@ class Segmenter(nn.Module):
     def freeze_stem_norm(self) -> None:
         """Fix scale and shift of the stem's BatchNorm, where there is one, as MaxSquare does while it trains all others."""
 
-    def norms(self) -> list[nn.Module]:
+    def norms(self) -> list[nn.BatchNorm2d | nn.SyncBatchNorm]:
         """Every BatchNorm layer."""
         return [module for module in self.modules() if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))]
 
@@ -113,7 +116,7 @@ class Segmenter(nn.Module):
         Each group carries `lr_multiplier` and `visits`: how often the originals' parameter lists name its tensors (see
         `utils.optimizers.RepeatedUpdateSGD`). Each parameter stands in exactly one group.
         """
-        groups = {}
+        groups: dict[tuple[float, int], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 in_head = name.split(".")[0] in self.head_names

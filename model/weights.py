@@ -22,12 +22,8 @@ from .segmenter import Segmenter
 from .vgg import TORCHVISION_KEYS
 
 # MaxSquare's checkpoints hold their best mIoU as a NumPy number, under the module name of the NumPy of 2019.
-NUMPY_NUMBERS = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    np._core.multiarray.scalar,
-    np.dtype,
-    type(np.dtype(np.float64)),
-]
+NUMPY_NUMBER = np._core.multiarray.scalar  # type: ignore[attr-defined]
+NUMPY_NUMBERS = [(NUMPY_NUMBER, "numpy.core.multiarray.scalar"), NUMPY_NUMBER, np.dtype, type(np.dtype(np.float64))]
 
 
 def read_weights(source: str | os.PathLike) -> Checkpoint:
@@ -61,7 +57,9 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, source: str | os.Pa
     Raises:
         WeightsError: tensors are missing or have another shape; the message lists them and names `source`.
     """
-    name, heads, tensors, notes = type(network).__name__, set(), checkpoint.tensors, []
+    name, tensors = type(network).__name__, checkpoint.tensors
+    heads: set[str] = set()
+    notes: list[str] = []
     if isinstance(network, Segmenter):
         name, heads = network.settings.get("name", name), set(network.head_names)
         tensors, notes = _adapted(network, checkpoint, source, fresh_heads)
@@ -99,7 +97,9 @@ def load_model(source: str | os.PathLike, name: str | None = None, **settings: A
     found = settings_of(checkpoint, str(source))
     if name is not None and MODELS[known_name(name)] != MODELS[known_name(found["name"])]:
         fixed = {"name": name, **MODELS[known_name(name)][1]}  # what the name leaves open, the file tells
-        kept = {key: found[key] for key in ("num_classes", "heads", "aspp_branches") if key in found and key not in fixed}
+        kept: dict[str, Any] = {
+            key: found[key] for key in ("num_classes", "heads", "aspp_branches") if key in found and key not in fixed
+        }
         found = {"name": name, **kept}
     found.update({key: value for key, value in settings.items() if value is not None})
     try:

@@ -26,14 +26,14 @@ from utils.arguments import Parser
 from utils.start import exit_with_message
 from utils.state import save_atomically
 
-WRITABLE = {each.name: each for each in FORMATS if each.write is not None}
+WRITERS = {each.name: (each.library, each.write) for each in FORMATS if each.write is not None}
 
 
 def get_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("source", metavar="IN", help="checkpoint, recognised by its content")
     parser.add_argument("target", metavar="OUT", help="file to write; it must not exist yet")
-    parser.add_argument("--to", required=True, choices=sorted(WRITABLE), help="format to write")
+    parser.add_argument("--to", required=True, choices=sorted(WRITERS), help="format to write")
     parser.add_argument("--model", metavar="NAME", help="network, where the checkpoint alone cannot tell")
     return parser.parse_args(arguments)
 
@@ -43,14 +43,14 @@ def main(args: argparse.Namespace) -> None:
         raise WeightsError(f"{args.target}: exists already; remove it or choose another name")
     model = load_model(args.source, args.model)
     print(model.load_report)
-    chosen = WRITABLE[args.to]
+    library, write = WRITERS[args.to]
     try:
-        contents = chosen.write(model)
+        contents = write(model)
     except WeightsError as error:
         raise WeightsError(f"{args.source}: cannot be written --to {args.to}: {error}") from error
-    if chosen.library == MXNET:
+    if library == MXNET:
         write_params(args.target, contents)
-    elif chosen.library == PADDLE:
+    elif library == PADDLE:
         write_pdparams(args.target, contents)
     else:
         save_atomically(contents, args.target, for_originals=True)

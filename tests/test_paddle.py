@@ -253,8 +253,8 @@ FLOATS = b"cnumpy\ndtype\nX\x02\0\0\0f4\x89\x88\x87R"
         b"Nr\xff\xff\xff\xff.",  # a memory of 2^32 places
         b"}" * 2_000_000,
         b"(" * 2_000_000,
-        b")" + b"\x85" * 500_000 + b"}\x94h\0(h\0Nu.",  # tuples in tuples, as a key
-        b"}(" + b")" + b"\x85" * 500_000 + b"Nu.",
+        b")" + b"\x85" * 150_000 + b"}\x94h\0(h\0Nu.",  # tuples in tuples, as a key
+        b"}(" + b")" + b"\x85" * 150_000 + b"Nu.",
         b"}X\x01\0\0\0a" + ARRAY + b"(K\x01J\xff\xff\xff\x7f\x85" + FLOATS + b"\x89C\x04abcdtbs.",
         b"}X\x01\0\0\0a" + ARRAY + b"(K\x01J\xff\xff\xff\xff\x85" + FLOATS + b"\x89C\x04abcdtbs.",
         b"}X\x01\0\0\0a" + ARRAY + b"(K\x01(K\0\x8a\x0a" + b"\xff" * 9 + b"\x7ft" + FLOATS + b"\x89C\0tbs.",
