@@ -31,13 +31,13 @@ from tqdm import tqdm
 
 from dataset import build_dataset, sequential_loader
 from dataset.classes import to_label_ids
-from dataset.self_training import FitLongerSide
 from dataset.transforms import Resize
 from model import WeightsError, describe, load_model
 from model.dialects import FADA, MAXSQUARE
 from utils.arguments import DATASETS, DEFAULT_ROOTS, Parser, add_speed_flags, data_set, numbers, positive, size
+from utils.coarse_prediction import FitLongerSide, predict_coarsely
 from utils.device import autocast, choose, prepare
-from utils.evaluation import predict_coarsely, predictions
+from utils.evaluation import predictions
 from utils.metrics import ConfusionMatrix, scores, table, write_results
 from utils.pictures import curve, save_colours, save_ids, save_picture
 from utils.start import exit_with_message

@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from glob import glob
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -34,11 +35,13 @@ from scripts import make_mini_data
 from utils.arguments import Parser, add_speed_flags, numbers, positive, size
 from utils.device import autocast, choose, prepare
 from utils.evaluation import predict
-from utils.labelling import label_target
+from utils.loaders import target_dataset
 from utils.losses import cross_entropy
 from utils.metrics import ConfusionMatrix
 from utils.optimizers import discriminator_optimizer, segmentation_optimizer
 from utils.run import peak_memory
+from utils.self_training.labelling import label_target
+from utils.self_training.protocols import PROTOCOLS
 
 SECTIONS = ("loaders", "training", "evaluation", "pseudo_labels")
 
@@ -193,7 +196,9 @@ def measure_pseudo_labels(args, device):
             settings = train_cbst.get_arguments([*flags, "--amp", args.amp])
             os.makedirs(settings.snapshot_dir)
             model = prepare(build_model(args.model, heads="single"), args, device)
-            seconds = timed(lambda: label_target(settings, 0.2, model, device), device)  # noqa: B023
+            protocol = PROTOCOLS[settings.protocol]
+            data = target_dataset(settings, protocol.image_to_label(settings))
+            seconds = timed(partial(label_target, settings, protocol, 0.2, model, data, None, device), device)
             size = statistics.mean(map(os.path.getsize, glob(f"{settings.snapshot_dir}/maps/*.npz")))
             figures[f"{args.model}, {count} images"] = {
                 "s/image": seconds / count, "peak GB": peak_memory(device) / 2**30, "MB/image": size / 1e6

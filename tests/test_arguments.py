@@ -118,7 +118,7 @@ def test_every_declared_flag_is_read(script, monkeypatch):
     parser = parser_of(script, monkeypatch)
     declared = {action.dest for action in parser._actions} - {"help"}
     declared -= {name.lstrip("-").replace("-", "_") for name in parser.without_effect}
-    text = (ROOT / script).read_text() + "".join(path.read_text() for path in (ROOT / "utils").glob("*.py"))
+    text = (ROOT / script).read_text() + "".join(path.read_text() for path in (ROOT / "utils").rglob("*.py"))
     assert not [name for name in declared if not re.search(rf"args\.{name}\b", text)]
 
 

@@ -15,12 +15,12 @@ import compute_iou
 import evaluate_cityscapes
 from dataset import build_dataset, label_table, sequential_loader
 from dataset.classes import PALETTE, to_label_ids
-from dataset.self_training import FitLongerSide
 from dataset.transforms import Resize
 from model import build_model, upsample
 from model.normalization import Normalize
+from utils.coarse_prediction import FitLongerSide, predict_coarsely
 from utils.evaluation import evaluate as score
-from utils.evaluation import predict, predict_coarsely
+from utils.evaluation import predict
 from utils.metrics import ConfusionMatrix
 from utils.metrics import scores as scores_of
 

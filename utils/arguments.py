@@ -343,3 +343,8 @@ def set_target_defaults(args):
     args.data_dir_target = args.data_dir_target or DEFAULT_ROOTS[args.target]
     args.input_size_target = args.input_size_target or DEFAULT_SIZES[args.target]
     return args
+
+
+def with_values(args: argparse.Namespace, **values: object) -> argparse.Namespace:
+    """A copy of `args` with other values: the settings of a stage or a round."""
+    return argparse.Namespace(**{**vars(args), **values})

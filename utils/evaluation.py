@@ -10,7 +10,6 @@ from dataset.reading import image_size
 from model import upsample
 
 from .metrics import ConfusionMatrix
-from .pseudo_labels import CoarseProbabilities
 
 
 def predict(model, images, size, heads=None, flip=False, scales=(1.0,), average="probabilities"):
@@ -36,15 +35,6 @@ def predict(model, images, size, heads=None, flip=False, scales=(1.0,), average=
         if flip:
             total = total + vote(upsample(_logits(model, scaled.flip(-1), heads), size)).flip(-1)
     return total / (len(scales) * (2 if flip else 1))
-
-
-def predict_coarsely(model, images, size, flip=False, steps=1):
-    """Scores as the MXNet CBST makes them: probabilities at 1/8, interpolated with bicubic weights; one image at a time.
-
-    With `steps` N they are at N/8, from N x N passes over shifted images.
-    """
-    predictor = CoarseProbabilities(flip, steps)
-    return predictor.scores(predictor.maps(model, images), size, images.shape[-2:])[None]
 
 
 @torch.inference_mode()

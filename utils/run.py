@@ -180,7 +180,7 @@ class Run:
         if is_main():
             self._save_networks(stop)
         self._save_state(stop)
-        self._close()
+        self._close(stop)
 
     def next(self, loader):
         """The loader's next batch with `image` and `label` on the device; the wait for it is accounted for."""
@@ -353,7 +353,7 @@ class Run:
             )
         wait_for_all()
 
-    def _close(self):
+    def _close(self, stop):
         for loader in self.loaders.values():
             loader.close()
         if not is_main():
@@ -362,7 +362,7 @@ class Run:
         self.writer.close()
         for domain in self.last:
             print(f"last validation, after step {self.last[domain]['step'] + 1}: {self._score_line(domain)}")
-        name = next(iter(self.snapshots.files(self.args.num_steps_stop, self.networks)))
+        name = next(iter(self.snapshots.files(stop, self.networks)))
         print(f"weights: {self._path(name)}")
 
     def _path(self, name):

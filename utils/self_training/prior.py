@@ -1,0 +1,37 @@
+"""CBST-SP's spatial prior while the target is labelled."""
+
+import argparse
+import os
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dataset.spatial_prior import load_prior
+
+
+class SpatialPrior:
+    """A prior (C,h,w) of mean 1 on the device, handed out at the size of each image."""
+
+    def __init__(self, prior: np.ndarray, device: torch.device | str = "cpu"):
+        self.prior = self.resized = torch.from_numpy(np.asarray(prior)).to(device)
+
+    def at(self, size: tuple[int, int]) -> Tensor:
+        """(C,H,W) at `size` (H,W), of mean 1 again; the last size is kept, as images mostly have the same."""
+        if self.resized.shape[1:] != size:
+            planes = F.interpolate(self.prior[None], size=size, mode="bilinear", align_corners=False)[0]
+            self.resized = planes / planes.mean()
+        return self.resized
+
+
+def read_prior(args: argparse.Namespace, device: torch.device | str) -> SpatialPrior:
+    """The file of --prior, or the one beside the source data: ours, or the authors'.
+
+    Raises:
+        PriorError: there is none, or it is not one for --num-classes; the message names the file.
+    """
+    names = (f"spatial_prior_{args.num_classes}.mat", "prior_array.mat")
+    usual = [os.path.join(args.data_dir, name) for name in names]
+    path = args.prior or next((path for path in usual if os.path.exists(path)), usual[0])
+    return SpatialPrior(load_prior(path, args.num_classes), device)
