@@ -64,7 +64,7 @@ def get_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add_source_flags(parser, aliases=("--dataset", "--data-src"))
     add_target_flags(parser, aliases=("--dataset-tgt",))
     add_network_flags(parser, model="DeeplabRes")
-    add_optimization_flags(parser, None, None, save_pred_every=100000)
+    add_optimization_flags(parser, None, None, save_pred_every=100000, in_epochs=True)
     group = parser.add_argument_group("CBST")
     group.add_argument(
         "--protocol", choices=PROTOCOLS, help="whose details to follow (default: cbst for ResNet38, crst for other networks)"
@@ -112,8 +112,6 @@ def get_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "gta_rna-a1_cls19_s8_ep-0000.params or the like, in ./model or ./pretrained_model)",
         save_pred_every="not used: there is a snapshot after each epoch",
         source_split="as for the other scripts; with cbst `train` means all, as there",
-        num_steps="not used: a round has --epochs-per-round epochs",
-        num_steps_stop="not used: a round has --epochs-per-round epochs",
         power="of the poly schedule within an epoch (default 0: constant)",
         updates="crst: update most trunk parameters 3 or 4 times a step as the original did (published), or each once (clean)",
         batch_size="images per process, of both domains together",

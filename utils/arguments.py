@@ -252,7 +252,9 @@ def add_optimization_flags(
     save_pred_every,
     run_aliases=("--save-dir", "--checkpoint-dir"),
     batch_help="images per process and domain",
+    in_epochs=False,
 ):
+    """With `in_epochs` a run's length is counted in epochs by the script's own flags, and the two for steps are left out."""
     group = parser.add_argument_group("optimization")
     group.add_argument(
         "--learning-rate", "--lr", type=float, default=2.5e-4, help="of the trunk; the classifiers have 10 times that"
@@ -260,8 +262,10 @@ def add_optimization_flags(
     group.add_argument("--momentum", type=float, default=0.9, help="of SGD")
     group.add_argument("--weight-decay", type=float, default=5e-4, help="of SGD")
     group.add_argument("--power", "--poly-power", type=float, default=0.9, help="of the poly schedule")
-    group.add_argument("--num-steps", "--iter-max", type=positive, default=num_steps, help="where the poly schedule reaches 0")
-    group.add_argument("--num-steps-stop", "--iter-stop", type=positive, default=num_steps_stop, help="where training stops")
+    if not in_epochs:
+        where = "where the poly schedule reaches 0"
+        group.add_argument("--num-steps", "--iter-max", type=positive, default=num_steps, help=where)
+        group.add_argument("--num-steps-stop", "--iter-stop", type=positive, default=num_steps_stop, help="where training stops")
     group.add_argument(
         "--updates",
         choices=("published", "clean"),

@@ -79,7 +79,7 @@ def accept_old_names(parser: Parser) -> None:
         "--rm-prob", "--debug", "--eval-training", "--pin-memory", "--no-cudnn", "--backward-do-mirror"
     )
     names = "to-epoch split-tgt self-training-script log-file rare-cls-num kc-value ignore-label data-tgt-test-list"
-    names += " test-image-size test-scale cache-images kvstore prefetcher phase"
+    names += " test-image-size test-scale cache-images kvstore prefetcher phase num-steps num-steps-stop"
     parser.accept_without_effect(*(f"--{name}" for name in names.split()), takes_value=True)
 
 
