@@ -5,9 +5,10 @@ A discriminator on the features tells not only the domain of a pixel but domain 
 with are the classifier's own soft ones (section 3 of the paper, with the published code's constants). With q the soft label
 softmax(logits / T), clipped at 0.9, d the discriminator's answer and CE(d, q) = mean over pixels of -sum q log softmax(d):
 
-    source        CE(classifier(F(x_s)), y_s)                                      features F and classifier on the source
-    adversarial   F, classifier minimise  CE(logits_s / T, y_s) + lambda_adv * CE(D(F(x_t)), [q_t, 0])
-                  D minimises             0.5 * CE(D(F(x_s)), [q_s, 0]) + 0.5 * CE(D(F(x_t)), [0, q_t])
+    source        loss_seg = CE(classifier(F(x_s)), y_s)                           features F and classifier on the source
+    adversarial   F, classifier minimise  loss_seg = CE(logits_s / T, y_s)  plus lambda_adv * loss_adv
+                                          loss_adv = CE(D(F(x_t)), [q_t, 0])
+                  D minimises             loss_D = 0.5 * CE(D(F(x_s)), [q_s, 0]) + 0.5 * CE(D(F(x_t)), [0, q_t])
     pseudo-label  argmax of the adapted network on the target's training images
     distill       CE(classifier(F(x_t)), pseudo-label)                             a fresh network, on the target alone
 
@@ -15,19 +16,21 @@ Published, on 4 GPUs (the batch size is of all processes together); every stage 
 
     torchrun --nproc-per-node 4 train_fada.py --stage all --snapshot-dir ./snapshots/fada_gta5
     torchrun --nproc-per-node 4 train_fada.py --stage all --source synthia --snapshot-dir ./snapshots/fada_synthia
-    ... --model deeplab_vgg16 for VGG16; --resume to go on after an interruption, between or inside stages
+    ... --model deeplab_vgg16 for VGG16; --resume continues an interrupted run, between or inside stages
 """
 
-import copy
+import argparse
 import os
+from collections.abc import Callable, Sequence
 from glob import escape, glob
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from dataset import class_names, sequential_loader
+from dataset import EndlessLoader, class_names, sequential_loader
 from dataset.classes import identity_table
-from dataset.lists import Record
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Compose, RandomColorJitter, RandomCrop, RandomMirror, RandomScale, Resize
 from model import FeatureDiscriminator, WeightsError, build_model, load_model, load_weights, read_weights, to_fada, upsample
@@ -42,24 +45,49 @@ from utils.arguments import (
     set_source_defaults,
     set_target_defaults,
     size,
+    with_values,
 )
 from utils.device import autocast, prepare, set_up
 from utils.evaluation import evaluate, predictions
-from utils.loaders import class_balanced_order, endless, source_dataset, target_dataset, target_loader, target_val_loader
+from utils.loaders import class_balanced_order, endless, source_dataset, target_dataset, target_val_loader
 from utils.losses import cross_entropy
 from utils.optimizers import discriminator_optimizer, poly, segmentation_optimizer, set_learning_rate
-from utils.pictures import prediction_panel, save_colours
+from utils.pictures import prediction_panel
 from utils.run import Run, fixed_flags
+from utils.self_training.label_folders import LabelFolder, left_over, progress
 from utils.start import exit_with_message, restore, restore_discriminators
 from utils.state import claim_directory, has_state, seed_everything
 
-STAGES = ("source", "adversarial", "pseudo-label", "distill")
-IMAGENET = {"resnet": "resnet101-5d3b4d8f.pth", "vgg": "vgg16-00b39a1b.pth"}
-JITTER = (0.5, 0.5, 0.5, 0.2)
+JITTER, NO_JITTER = (0.5, 0.5, 0.5, 0.2), (0, 0, 0, 0)
 SOURCE, TARGET = 0, 1
 
 
-def get_arguments(arguments=None):
+class Stage(NamedTuple):
+    """What is published for a stage's flags: used where they are not given."""
+
+    learning_rate: float | None
+    num_steps: int | None
+    num_steps_stop: int | None
+    color_jitter: tuple[float, ...] | None
+    input_size_test: tuple[int, int]
+    batch_norm: str = "frozen"
+
+
+STAGES = {
+    "source": Stage(5e-4, 31250, 20000, NO_JITTER, (1024, 512)),
+    "adversarial": Stage(2.5e-4, 62500, 40000, JITTER, (1024, 512)),
+    "pseudo-label": Stage(None, None, None, None, (1024, 512)),
+    "distill": Stage(5e-4, 31250, 20000, JITTER, (2048, 1024)),
+}
+# What is published otherwise: distillation trains BatchNorm, but not for SYNTHIA or VGG16, which has no jitter either.
+EXCEPTIONS = (
+    ({"stage": "distill", "source": "gta5", "backbone": "resnet"}, {"batch_norm": "train"}),
+    ({"stage": "distill", "backbone": "vgg"}, {"color_jitter": NO_JITTER}),
+)
+IMAGENET = {"resnet": "resnet101-5d3b4d8f.pth", "vgg": "vgg16-00b39a1b.pth"}
+
+
+def get_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add_source_flags(parser)
     add_target_flags(parser)
@@ -68,22 +96,32 @@ def get_arguments(arguments=None):
     parser.set_defaults(batch_size=8, learning_rate=None, num_classes=None, batch_norm=None)
     group = parser.add_argument_group("FADA")
     group.add_argument("--stage", choices=(*STAGES, "all"), default="all", help="one stage, or the whole chain")
-    group.add_argument("--temperature", type=float, default=1.8, help="T, dividing the logits in the adversarial stage")
+    group.add_argument("--temperature", type=float, default=1.8, help="T, which divides the logits in the adversarial stage")
     group.add_argument("--clip", type=float, default=0.9, help="upper bound of soft labels")
     group.add_argument("--lambda-adv", type=float, default=0.001, help="weight of the adversarial loss")
     group.add_argument("--learning-rate-D", type=float, default=1e-4, help="of the discriminator")
     group.add_argument("--restore-discriminator", metavar="FILE", help="weights of the discriminator, or a FADA checkpoint")
-    group.add_argument("--color-jitter", type=numbers, metavar="B,C,S,H",
-                       help="of the source in the adversarial stage and of the target in distill (default 0.5,0.5,0.5,0.2; "
-                       "none in VGG16's distill)")  # fmt: skip
-    group.add_argument("--scale-range", type=numbers, default=(0.5, 1.5), metavar="LOW,HIGH", help="of images in distill")
-    group.add_argument("--input-size-test", type=size, metavar="W,H",
-                       help="target images are resized to this for pseudo-labels and validation (default 1024,512; for "
-                       "validation in distill 2048,1024)")  # fmt: skip
-    group.add_argument("--pseudo-labels", metavar="DIR", help="where distill reads them (default: of the stage pseudo-label)")
+    group.add_argument(
+        "--color-jitter",
+        type=numbers,
+        metavar="B,C,S,H",
+        help="strength of the jitter of brightness, contrast, saturation and hue, on the source in adversarial and on the "
+        "target in distill (default 0.5,0.5,0.5,0.2; none in VGG16's distill)",
+    )
+    group.add_argument(
+        "--scale-range", type=numbers, default=(0.5, 1.5), metavar="LOW,HIGH", help="range of random scales in distill"
+    )
+    group.add_argument(
+        "--input-size-test",
+        type=size,
+        metavar="W,H",
+        help="target images are resized to this for pseudo-labels and validation (default 1024,512; in distill 2048,1024)",
+    )
+    group.add_argument("--pseudo-labels", metavar="DIR", help="folder of labels for distill (default: from pseudo-label)")
     parser.add_switch("--class-balanced", group=group, default=True, help="sample rare classes more often")
-    group.add_argument("--class-statistics", metavar="FILE",
-                       help="class_statistics_C.json or label_info.p (default: beside the source data, or made)")  # fmt: skip
+    group.add_argument(
+        "--class-statistics", metavar="FILE", help="class_statistics_C.json or label_info.p (default: beside the data, or made)"
+    )
     parser.describe(
         restore_from="weights to start from: a file, a URL, or torchvision:NAME (default for source and distill: "
         "resnet101-5d3b4d8f.pth or vgg16-00b39a1b.pth in ./model or ./pretrained_model; for the others the stage before)",
@@ -106,56 +144,58 @@ def get_arguments(arguments=None):
     return args
 
 
-def stage_settings(args, stage):
-    """The flags of one stage: what is not given gets its published value."""
-    args, vgg = copy.copy(args), "vgg" in args.model.lower()
-    stop, num_steps = (40000, 62500) if stage == "adversarial" else (20000, 31250)
-    trains_norms = stage == "distill" and args.source == "gta5" and not vgg
-    defaults = {
-        "learning_rate": 2.5e-4 if stage == "adversarial" else 5e-4,
-        "num_steps": num_steps,
-        "num_steps_stop": min(stop, args.num_steps or stop),
-        "batch_norm": "train" if trains_norms else "frozen",
-        "color_jitter": (0, 0, 0, 0) if stage == "source" or (vgg and stage == "distill") else JITTER,
-        "input_size_test": (2048, 1024) if stage == "distill" else (1024, 512),
-    }
-    for key, value in defaults.items():
-        if getattr(args, key) is None:
-            setattr(args, key, value)
+def stage_settings(args: argparse.Namespace, stage: str) -> argparse.Namespace:
+    """The flags of one stage: its directory, and published values where none are given.
+
+    Raises:
+        ValueError: --num-steps-stop is beyond --num-steps, or --batch-size cannot be shared out.
+    """
+    values = STAGES[stage]._asdict()
+    facts = {"stage": stage, "source": args.source, "backbone": backbone(args)}
+    for case, others in EXCEPTIONS:
+        if case.items() <= facts.items():
+            values |= others
+    values |= {key: getattr(args, key) for key in values if getattr(args, key) is not None}
     if args.stage == "all" and stage in ("adversarial", "pseudo-label"):
-        args.restore_from = None  # in the chain these start from the stage before
-    args.stage = stage
-    args.snapshot_dir = stage_directory(args.snapshot_dir, stage)
-    if args.num_steps_stop > args.num_steps:
-        raise ValueError(f"--num-steps-stop {args.num_steps_stop} is beyond --num-steps {args.num_steps}, where the rate is 0")
-    if stage != "pseudo-label":
-        args.batch_size = share_of_batch(args.batch_size, domains=2 if stage == "adversarial" else 1)
-    return args
+        values["restore_from"] = None  # in the chain these start from the stage before
+    settings = with_values(args, stage=stage, snapshot_dir=stage_directory(args.snapshot_dir, stage), **values)
+    if stage == "pseudo-label":
+        return settings
+    share_of_batch(settings)
+    stop = args.num_steps_stop or min(settings.num_steps_stop, settings.num_steps)
+    if stop > settings.num_steps:
+        raise ValueError(f"--num-steps-stop {stop} is beyond --num-steps {settings.num_steps}, where the rate is 0")
+    return with_values(settings, num_steps_stop=stop)
 
 
-def stage_directory(root, stage):
+def backbone(args: argparse.Namespace) -> str:
+    return "vgg" if "vgg" in args.model.lower() else "resnet"
+
+
+def stage_directory(root: str, stage: str) -> str:
     return os.path.join(root, "pseudo-labels" if stage == "pseudo-label" else stage)
 
 
-def share_of_batch(batch_size, domains):
-    """Images per process and domain of a published batch size, which counts all of them.
+def share_of_batch(args: argparse.Namespace) -> int:
+    """Images per process and domain in a stage: a published batch size counts all of them.
 
     Raises:
         ValueError: it cannot be shared out evenly.
     """
-    shares = distributed.world_size() * domains
-    if batch_size % shares:
-        raise ValueError(f"--batch-size {batch_size} cannot be shared by {distributed.world_size()} processes"
-                         + (" and two domains" if domains == 2 else ""))  # fmt: skip
-    return batch_size // shares
+    domains = 2 if args.stage == "adversarial" else 1
+    share, rest = divmod(args.batch_size, distributed.world_size() * domains)
+    if rest:
+        both = " and two domains" if domains == 2 else ""
+        raise ValueError(f"--batch-size {args.batch_size} cannot be shared by {distributed.world_size()} processes{both}")
+    return share
 
 
-def soft_label(logits, temperature, clip=0.9):
+def soft_label(logits: Tensor, temperature: float, clip: float = 0.9) -> Tensor:
     """q (N,C,H,W): softmax(logits / T) clipped at `clip` and not normalised again; no gradient."""
     return F.softmax(logits.detach().float() / temperature, dim=1).clamp(max=clip)
 
 
-def soft_cross_entropy(domain_logits, q, domain):
+def soft_cross_entropy(domain_logits: Tensor, q: Tensor, domain: int) -> Tensor:
     """Mean over pixels of -sum q log softmax(d), with q in the source (domain 0) or target half (1) of the 2C channels.
 
     Args:
@@ -166,39 +206,44 @@ def soft_cross_entropy(domain_logits, q, domain):
     return -(q * half).sum(1).mean()
 
 
-def main(args):
+def main(args: argparse.Namespace) -> None:
     device = set_up(args)
-    run_stage = {"source": train_source, "adversarial": train_adversarial, "pseudo-label": write_pseudo_labels,
-                 "distill": train_distill}  # fmt: skip
-    if args.stage == "all":
+    run_stage = {
+        "source": train_source,
+        "adversarial": train_adversarial,
+        "pseudo-label": write_pseudo_labels,
+        "distill": train_distill,
+    }
+    chain = args.stage == "all"
+    if chain:
         claim_directory(args.snapshot_dir, fixed_flags(args) | {"batch_size": args.batch_size}, args.resume)
-    stages = STAGES if args.stage == "all" else (args.stage,)
-    for stage, settings in [(stage, stage_settings(args, stage)) for stage in stages]:
+    for settings in [stage_settings(args, stage) for stage in (STAGES if chain else (args.stage,))]:
         seed_everything(args.random_seed)  # a stage is the same whether the ones before it ran or were finished
-        if args.stage == "all":
+        if chain and settings.stage != "pseudo-label":
             last = os.path.join(settings.snapshot_dir, f"model_iter{settings.num_steps_stop:06d}.pth")
             if args.resume and os.path.exists(last):
                 continue
-            if stage != "pseudo-label":
-                settings.resume = args.resume and has_state(settings.snapshot_dir)
+            settings = with_values(settings, resume=args.resume and has_state(settings.snapshot_dir))
         if distributed.is_main():
-            print(f"\nstage {stage}: {settings.snapshot_dir}")
-        run_stage[stage](settings, device)
+            print(f"\nstage {settings.stage}: {settings.snapshot_dir}")
+        run_stage[settings.stage](settings, device)
 
 
-def train_source(args, device):
+def train_source(args: argparse.Namespace, device: torch.device) -> None:
     """Cross-entropy on the source."""
-    batches = source_loader(args, Resize(args.input_size))
-    train_supervised(args, device, "source", batches, args.input_size)
+    train_supervised(args, device, "source", class_balanced_loader(args, Resize(args.input_size)), args.input_size)
 
 
-def train_distill(args, device):
+def train_distill(args: argparse.Namespace, device: torch.device) -> None:
     """Cross-entropy on the target's pseudo-labels, with a fresh network."""
-    batches = endless(args, pseudo_labelled_dataset(args))
+    batches = endless(args, pseudo_labelled_dataset(args), batch_size=share_of_batch(args))
     train_supervised(args, device, "target", batches, args.input_size_target)
 
 
-def train_supervised(args, device, domain, batches, size):
+def train_supervised(
+    args: argparse.Namespace, device: torch.device, domain: str, batches: EndlessLoader, size: tuple[int, int]
+) -> None:
+    """Cross-entropy on the labels of one domain, with images of `size` (W,H)."""
     val_images = target_val_loader(args, args.input_size_test)
     G = build_network(args, device)
     optimizer = segmentation_optimizer(G.parameter_groups(10), "clean", args.learning_rate, args.momentum, args.weight_decay)
@@ -227,10 +272,12 @@ def train_supervised(args, device, domain, batches, size):
             run.record_validation(step, confusion, class_names(args.num_classes))
 
 
-def train_adversarial(args, device):
+def train_adversarial(args: argparse.Namespace, device: torch.device) -> None:
+    """Cross-entropy on the source, and features of the target that the class-level discriminator takes for the source's."""
     # Data
-    source_batches = source_loader(args, Compose([RandomColorJitter(args.color_jitter), Resize(args.input_size)]))
-    target_batches = target_loader(args, Resize(args.input_size_target))
+    source_batches = class_balanced_loader(args, Compose([RandomColorJitter(args.color_jitter), Resize(args.input_size)]))
+    target = target_dataset(args, Resize(args.input_size_target))
+    target_batches = endless(args, target, seed_offset=1, batch_size=share_of_batch(args))
     val_images = target_val_loader(args, args.input_size_test)
 
     # Networks: features and classifier in G, the class-level discriminator on the features
@@ -266,31 +313,31 @@ def train_adversarial(args, device):
         run.backward(loss_seg)
         source_q = soft_label(pred_source, args.temperature, args.clip)
 
-        # ... the features with target too: each pixel shall pass for the same class of the source
+        # Train the features with target: make each target pixel look like a source pixel of its class
         D.requires_grad_(False)
         target = run.next(target_batches)
         with run.autocast():
             logits, target_features = parallel_G(target["image"], with_features=True)
             pred_target = upsample(logits[-1], target_size)
             target_q = soft_label(pred_target, args.temperature, args.clip)
-            loss_adv = args.lambda_adv * soft_cross_entropy(upsample(D(target_features), target_size), target_q, SOURCE)
+            loss_adv = soft_cross_entropy(upsample(D(target_features), target_size), target_q, SOURCE)
         # The classifier learns nothing here, but several processes wait for a gradient of each parameter.
-        run.backward(loss_adv + (0 * logits[-1].sum() if distributed.world_size() > 1 else 0))
+        run.backward(args.lambda_adv * loss_adv + (0 * logits[-1].sum() if distributed.world_size() > 1 else 0))
 
         # Train D with the features of both domains, as they were before the update
         D.requires_grad_(True)
         with run.autocast():
             domain_logits = upsample(parallel_D(source_features.detach()), source_size)
-            loss_D_src = 0.5 * soft_cross_entropy(domain_logits, source_q, SOURCE)
-        run.backward(loss_D_src)
+            loss_D_source = soft_cross_entropy(domain_logits, source_q, SOURCE)
+        run.backward(0.5 * loss_D_source)
         with run.autocast():
             domain_logits = upsample(parallel_D(target_features.detach()), target_size)
-            loss_D_tgt = 0.5 * soft_cross_entropy(domain_logits, target_q, TARGET)
-        run.backward(loss_D_tgt)
+            loss_D_target = soft_cross_entropy(domain_logits, target_q, TARGET)
+        run.backward(0.5 * loss_D_target)
         run.update(optimizer_G, optimizer_D)
 
-        losses = {"loss_seg": loss_seg, "loss_adv_tgt": loss_adv, "loss_D_src": loss_D_src, "loss_D_tgt": loss_D_tgt}
-        run.log(step, {**losses, "loss_D": loss_D_src + loss_D_tgt}, rates)
+        losses = {"loss_seg": loss_seg, "loss_adv": loss_adv, "loss_D_source": loss_D_source, "loss_D_target": loss_D_target}
+        run.log(step, losses | {"loss_D": 0.5 * (loss_D_source + loss_D_target)}, rates)
         run.save(step)
         if run.due(step, args.save_pred_every):
             run.add_picture(step, "source", prediction_panel(source, pred_source, args.save_num_images))
@@ -300,52 +347,51 @@ def train_adversarial(args, device):
             run.record_validation(step, confusion, class_names(args.num_classes))
 
 
-def write_pseudo_labels(args, device):
+def write_pseudo_labels(args: argparse.Namespace, device: torch.device) -> None:
     """Predict every training image of the target at its own size: palette PNGs of train ids, each pixel labelled.
 
     Those that are there already stay, so an interrupted run continues; they have to be of the same weights.
+
+    Raises:
+        WeightsError: no weights, or of another number of classes.
+        StateError: the folder holds labels that were made from something else.
     """
     weights = stage_weights(args)
     G = prepare(load_model(weights), args, device)
     if G.settings["num_classes"] != args.num_classes:
         raise WeightsError(f"{weights}: has {G.settings['num_classes']} classes, not --num-classes {args.num_classes}")
-    made_from = {"weights": os.path.relpath(weights, args.snapshot_dir), "input_size_test": list(args.input_size_test),
-                 "num_classes": args.num_classes}  # fmt: skip
-    claim_directory(args.snapshot_dir, made_from, args.resume)
+    labels = LabelFolder(args.snapshot_dir, args.num_classes)
+    made_of = os.path.relpath(weights, args.snapshot_dir)
+    labels.claim(args.resume, weights=made_of, input_size_test=list(args.input_size_test))
     if distributed.is_main():
         print(G.load_report)
     dataset = target_dataset(args, Resize(args.input_size_test))
-    dataset.records = [r for r in dataset.records if not os.path.exists(label_path(args.snapshot_dir, r.name))]
-    distributed.wait_for_all()  # all processes share out the same list
-    loader = sequential_loader(dataset, args.num_workers, distributed.rank(), distributed.world_size())
+    labels.check_names(dataset.records)
+    images = left_over(dataset, labels.has)
+    loader = sequential_loader(images, args.num_workers, distributed.rank(), distributed.world_size())
     labelled = predictions(G, loader, device, autocast=lambda: autocast(args, device))
-    for batch, prediction in tqdm(labelled, total=len(loader), unit="image", disable=not distributed.is_main()):
-        save_colours(label_path(args.snapshot_dir, batch["name"][0]), prediction[0].cpu().numpy(), args.num_classes)
+    for batch, prediction in progress(labelled, "labels", len(loader)):
+        labels.write(batch["name"][0], prediction[0].cpu().numpy())
     distributed.wait_for_all()
 
 
-def label_path(folder, name):
-    """The pseudo-label of the image `name`: the same name, always as a PNG."""
-    return os.path.join(folder, f"{os.path.splitext(name)[0]}.png")
-
-
-def build_network(args, device):
+def build_network(args: argparse.Namespace, device: torch.device) -> nn.Module:
     """G: features and one classifier, with its starting weights."""
     # FADA's own frozen norms have no epsilon; weights of other origin were trained with one.
     norm_eps = 0.0 if args.model.lower() == "deeplab_resnet101" and args.batch_norm == "frozen" else None
-    G = build_model(args.model, args.num_classes, heads="single", aspp_branches=args.aspp_branches or 4,
-                    batch_norm=args.batch_norm, norm_eps=norm_eps)  # fmt: skip
+    settings = {"heads": "single", "aspp_branches": args.aspp_branches or 4, "batch_norm": args.batch_norm}
+    G = build_model(args.model, args.num_classes, norm_eps=norm_eps, **settings)
     if args.stage == "adversarial":
         weights = stage_weights(args)
         report = load_weights(G, read_weights(weights), weights)
         if distributed.is_main():
             print(report)
     else:
-        restore(G, args.restore_from, usual=IMAGENET["vgg" if "vgg" in args.model.lower() else "resnet"])
+        restore(G, args.restore_from, usual=IMAGENET[backbone(args)])
     return prepare(distributed.synchronize_norms(G, device), args, device).train()
 
 
-def stage_weights(args):
+def stage_weights(args: argparse.Namespace) -> str:
     """What the adversarial and the pseudo-label stage start from: the stage before, or (a stage alone) --restore-from.
 
     Raises:
@@ -353,7 +399,7 @@ def stage_weights(args):
     """
     if args.restore_from:
         return args.restore_from
-    before = STAGES[STAGES.index(args.stage) - 1]
+    before = list(STAGES)[list(STAGES).index(args.stage) - 1]
     directory = stage_directory(os.path.dirname(args.snapshot_dir), before)
     snapshots = sorted(glob(os.path.join(escape(directory), "model_iter*.pth")))
     if not snapshots:
@@ -361,29 +407,24 @@ def stage_weights(args):
     return snapshots[-1]
 
 
-def source_loader(args, transform):
-    """Endless source batches, rare classes sampled more often."""
-    dataset = source_dataset(args, transform)
-    order = (
-        class_balanced_order(args, dataset, args.class_statistics, os.path.dirname(args.snapshot_dir))
-        if args.class_balanced
-        else None
-    )
-    return endless(args, dataset, order=order)
+def class_balanced_loader(args: argparse.Namespace, transform: Callable[..., Any]) -> EndlessLoader:
+    """Endless source batches; with --class-balanced images with rare classes come more often."""
+    dataset, order = source_dataset(args, transform), None
+    if args.class_balanced:
+        order = class_balanced_order(args, dataset, args.class_statistics, os.path.dirname(args.snapshot_dir))
+    return endless(args, dataset, order=order, batch_size=share_of_batch(args))
 
 
-def pseudo_labelled_dataset(args):
+def pseudo_labelled_dataset(args: argparse.Namespace) -> SegmentationDataset:
     """The target's training images with their pseudo-labels, scaled, cropped and mirrored.
 
     Raises:
         FileNotFoundError: a pseudo-label is missing.
+        StateError: the pseudo-labels are of another number of classes.
     """
-    records = target_dataset(args, None).records
     folder = args.pseudo_labels or stage_directory(os.path.dirname(args.snapshot_dir), "pseudo-label")
-    records = [Record(record.image, label_path(folder, record.name), record.name) for record in records]
-    missing = [record.label for record in records if not os.path.exists(record.label)]
-    if missing:
-        raise FileNotFoundError(f"{missing[0]}: no such pseudo-label ({len(missing)} missing); --stage pseudo-label makes them")
+    labels = LabelFolder(folder, args.num_classes)
+    records = labels.labelled(target_dataset(args, None).records, "--stage pseudo-label makes them")
     steps = [RandomScale(*args.scale_range), RandomCrop(args.input_size_target), RandomMirror()]
     transform = Compose([RandomColorJitter(args.color_jitter), *steps] if any(args.color_jitter) else steps)
     return SegmentationDataset(records, identity_table(args.num_classes), transform)
@@ -392,10 +433,10 @@ def pseudo_labelled_dataset(args):
 class FadaSnapshots:
     """`model_iter<updates>.pth` with feature extractor, classifier and (adversarial stage) discriminator, as FADA's own."""
 
-    def tag(self, step, every):
+    def tag(self, step: int, every: int) -> int | None:
         return step + 1 if (step + 1) % every == 0 else None
 
-    def files(self, tag, networks):
+    def files(self, tag: int | str, networks: dict[str, nn.Module]) -> dict[str, Any]:
         name = f"model_iter{tag:06d}" if isinstance(tag, int) else f"model_{tag}"
         return {f"{name}.pth": to_fada(networks[""], tag if isinstance(tag, int) else None, networks.get("_D"))}
 

@@ -1,12 +1,14 @@
 """train_cbst.py against both originals (MXNet's CBST, the authors' PyTorch CRST): maps, thresholds, labels, crops, steps."""
 
+import ast
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, ROOT
 from fill import fill, noise
 from filled import filled
 from PIL import Image
@@ -15,9 +17,12 @@ from torch.nn import functional as F
 import train_cbst
 from dataset import label_table
 from dataset.classes import to_label_ids
-from dataset.spatial_prior import PriorError
+from dataset.lists import Record
+from dataset.segmentation import SegmentationDataset
+from dataset.spatial_prior import PriorError, load_prior, save_prior
 from model import WeightsError, build_model, load_model
 from model.resnet38 import from_mxnet, to_mxnet
+from scripts import spatial_prior
 from train_cbst import confidence_regulariser, get_arguments, schedule, soft_cross_entropy
 from utils import run as run_module
 from utils.arguments import with_values
@@ -25,10 +30,12 @@ from utils.coarse_prediction import CoarseProbabilities, FitLongerSide
 from utils.evaluation import evaluate
 from utils.losses import cross_entropy
 from utils.self_training import label_folders
+from utils.self_training import prior as prior_module
 from utils.self_training.crops import CanvasCrop, ScaledCrop, ScaleImage
+from utils.self_training.label_folders import LabelFolder, left_over
 from utils.self_training.labelling import report_classes, select, soft_labels
 from utils.self_training.protocols import CRST, MXNET
-from utils.self_training.score_maps import FullSizeLogits, check_disk, load_maps, save_maps
+from utils.self_training.score_maps import FullSizeLogits, ScoreMaps, check_disk, load_maps, save_maps
 from utils.self_training.thresholds import ConfidenceHistograms, class_thresholds, global_threshold
 from utils.self_training.training_set import one_hot, source_subset
 from utils.state import StateError
@@ -646,6 +653,93 @@ def test_the_portion_of_labels_is_as_asked(mini_data, tmp_path):
     assert common.any()
     # Each class keeps its portion of the pixels predicted as it; others may join where p_c / t_c is the largest.
     assert (kept[common] / predicted[common] > 0.2).all() and kept.sum() / predicted.sum() < 0.75
+
+
+def test_files_are_listed_and_the_prior_is_read_once(mini_data, tmp_path, monkeypatch):
+    flags = f"--source gta5 -d {mini_data}/GTA5 --size 48,24 --num-classes 19 --workers 1 --output {tmp_path}/prior.mat"
+    spatial_prior.main(spatial_prior.get_arguments(flags.split()))
+    listed, read = [], []
+
+    def list_target(*arguments):
+        listed.append(arguments)
+        return target_dataset(*arguments)
+
+    def read_prior(*arguments):
+        read.append(arguments)
+        return load_prior(*arguments)
+
+    target_dataset, load_prior = train_cbst.target_dataset, prior_module.load_prior
+    monkeypatch.setattr(train_cbst, "target_dataset", list_target)
+    monkeypatch.setattr(prior_module, "load_prior", read_prior)
+    train(mini_data, tmp_path / "run", "--with-prior", "--prior", str(tmp_path / "prior.mat"))
+    assert len(listed) == len(read) == 1 and (tmp_path / "run/round1/finished.json").exists()
+
+
+def test_the_prior_at_other_sizes(tmp_path, capsys):
+    """As `load_prior` would resize it."""
+    path = str(tmp_path / "prior.npz")
+    save_prior(path, np.random.RandomState(0).rand(3, 8, 16).astype(np.float32))
+    prior = prior_module.SpatialPrior(load_prior(path, 3))
+    np.testing.assert_array_equal(prior.at((8, 16)), load_prior(path, 3))
+    np.testing.assert_allclose(prior.at((24, 40)), load_prior(path, 3, (40, 24)), rtol=1e-5)
+    np.testing.assert_array_equal(prior.at((8, 16)), load_prior(path, 3))
+
+
+# Folders of labels and maps
+
+
+def test_folders_follow_the_names_of_images(tmp_path):
+    """Names may have sub-folders."""
+    labels = LabelFolder(str(tmp_path / "labels"), 19)
+    records = [Record(f"{tmp_path}/{name}", None, name) for name in ("a/x.jpg", "b/x.png", "y.png")]
+    labels.check_names(records)
+    for i, record in enumerate(records[:2]):
+        assert not labels.has(record)
+        labels.write(record.name, np.full((2, 3), i, np.uint8))
+    assert [labels.has(record) for record in records] == [True, True, False]
+    with pytest.raises(FileNotFoundError, match=r"labels/y.png: no such pseudo-label \(1 missing\); make it"):
+        labels.labelled(records, "make it")
+    found = labels.labelled(records[:2], "")
+    assert [record.label for record in found] == [str(tmp_path / "labels/a/x.png"), str(tmp_path / "labels/b/x.png")]
+    assert (np.array(Image.open(found[1].label)) == 1).all() and found[0].image == records[0].image
+    with pytest.raises(ValueError, match="a/x.png and .*a/x.jpg have the same name"):
+        labels.check_names([*records, Record(f"{tmp_path}/a/x.png", None, "a/x.png")])
+
+    Image.new("RGB", (16, 8)).save(tmp_path / "image.png")
+    dataset = SegmentationDataset([Record(str(tmp_path / "image.png"), None, "a/image.png")], None, labels=False)
+    maps = ScoreMaps(str(tmp_path / "maps"), FullSizeLogits(flip=False))
+    assert len(left_over(dataset, maps.has)) == 1
+    maps.write(Stub([torch.zeros(19, 1, 2)]), left_over(dataset, maps.has))
+    assert len(left_over(dataset, maps.has)) == 0 and (tmp_path / "maps/a/image.png.npz").exists()
+    assert maps.scores(dataset.records[0]).shape == (19, 8, 16)
+
+
+def test_label_folders_know_what_they_were_made_from(tmp_path):
+    labels = LabelFolder(str(tmp_path), 16)
+    labels.claim(False, weights="a.pth")
+    labels.write("x.png", np.zeros((2, 3), np.uint8))
+    labels.claim(True, weights="a.pth")
+    with pytest.raises(StateError, match="holds files already: go on with --resume"):
+        labels.claim(False, weights="a.pth")
+    with pytest.raises(StateError, match=r"made with other settings: weights a.pth \(now b.pth\)"):
+        labels.claim(True, weights="b.pth")
+    with pytest.raises(StateError, match="pseudo-labels of 16 classes, not 19"):
+        LabelFolder(str(tmp_path), 19).labelled([Record("x.png", None, "x.png")], "")
+
+
+# Protocols
+
+
+@pytest.mark.parametrize("path", [ROOT / "train_cbst.py", *(ROOT / "utils").rglob("*.py")], ids=lambda path: path.name)
+def test_no_condition_asks_for_a_method_or_protocol(path):
+    """What differs between protocols stands in their records."""
+    names = re.compile(r"\b(args\.protocol|cbst|crst|mxnet|fada|clan|maxsquare|adaptsegnet)\b", re.IGNORECASE)
+    for node in ast.walk(ast.parse(path.read_text())):
+        parts = [node.test] if isinstance(node, (ast.If, ast.IfExp, ast.While, ast.Assert)) else []
+        parts += node.ifs if isinstance(node, ast.comprehension) else []
+        parts += [node] if isinstance(node, (ast.Compare, ast.match_case)) else []
+        for part in parts:
+            assert not names.search(ast.unparse(part)), f"{path.name}:{node.lineno}: {ast.unparse(part)}"
 
 
 def test_published_commands_of_the_mxnet_driver():

@@ -29,9 +29,10 @@ from dataset.transforms import Compose, RandomColorJitter, RandomCrop, RandomMir
 from model import FeatureDiscriminator, WeightsError, build_model, load_model, load_weights, read_weights, upsample
 from model.dialects import from_fada, to_fada
 from scripts import class_statistics
-from train_fada import get_arguments, soft_cross_entropy, soft_label, stage_settings
+from train_fada import get_arguments, share_of_batch, soft_cross_entropy, soft_label, stage_settings
 from utils.evaluation import evaluate, predict
 from utils.losses import cross_entropy
+from utils.self_training import label_folders
 from utils.state import StateError
 
 INPUTS = GOLDEN / "fada/inputs"
@@ -475,10 +476,10 @@ def test_four_steps_match_the_original(name, golden, tmp_path, monkeypatch):
         label=torch.from_numpy(recorded["input/source_label"])[None],
     )
     target = Fixed(image=torch.from_numpy(recorded["input/target_image"])[None]) if stage == "adversarial" else None
-    monkeypatch.setattr(train_fada, "source_loader", lambda *_: source)
-    monkeypatch.setattr(train_fada, "target_loader", lambda *_: target)
+    monkeypatch.setattr(train_fada, "class_balanced_loader", lambda *_: source)
+    monkeypatch.setattr(train_fada, "target_dataset", lambda *_: None)
     monkeypatch.setattr(train_fada, "pseudo_labelled_dataset", lambda *_: None)
-    monkeypatch.setattr(train_fada, "endless", lambda *_: source)
+    monkeypatch.setattr(train_fada, "endless", lambda *_, **__: target or source)
     size = "72,40" if stage == "adversarial" else "96,56"
     flags = [
         "--stage",
@@ -500,9 +501,16 @@ def test_four_steps_match_the_original(name, golden, tmp_path, monkeypatch):
 
     rows = [json.loads(line) for line in open(tmp_path / stage / "metrics.jsonl")]
     variant = "f32_torch1_2"
-    for loss in ("loss_seg", "loss_adv_tgt", "loss_D_src", "loss_D_tgt", "loss_D"):
-        if f"{variant}/step/{loss}" in recorded:
-            np.testing.assert_allclose([row[loss] for row in rows], recorded[f"{variant}/step/{loss}"], rtol=3e-5)
+    # The original logs its losses with their weights.
+    for loss, theirs, weight in (
+        ("loss_seg", "loss_seg", 1.0),
+        ("loss_adv", "loss_adv_tgt", 0.001),
+        ("loss_D_source", "loss_D_src", 0.5),
+        ("loss_D_target", "loss_D_tgt", 0.5),
+        ("loss_D", "loss_D", 1.0),
+    ):
+        if f"{variant}/step/{theirs}" in recorded:
+            np.testing.assert_allclose([weight * row[loss] for row in rows], recorded[f"{variant}/step/{theirs}"], rtol=3e-5)
     np.testing.assert_allclose([row["lr_G"] for row in rows], recorded[f"{variant}/step/lr_feature"], rtol=1e-12)
     if stage == "adversarial":
         np.testing.assert_allclose([row["lr_D"] for row in rows], recorded[f"{variant}/step/lr_D"], rtol=1e-12)
@@ -546,7 +554,7 @@ def test_the_chain_continues_inside_and_between_stages(mini_data, tmp_path, monk
     monkeypatch.setattr(train_fada.Run, "update", broken_update)
     with pytest.raises(KeyboardInterrupt):
         chain(mini_data, tmp_path / "parts")
-    save, saved = train_fada.save_colours, []
+    save, saved = label_folders.save_colours, []
 
     def broken_save(*arguments):
         if len(saved) == 2:
@@ -555,7 +563,7 @@ def test_the_chain_continues_inside_and_between_stages(mini_data, tmp_path, monk
         saved.append(arguments[0])
         return save(*arguments)
 
-    monkeypatch.setattr(train_fada, "save_colours", broken_save)
+    monkeypatch.setattr(label_folders, "save_colours", broken_save)
     with pytest.raises(KeyboardInterrupt):
         chain(mini_data, tmp_path / "parts", "--resume")
     chain(mini_data, tmp_path / "parts", "--resume")
@@ -592,7 +600,8 @@ def test_what_is_missing_is_told(mini_data, tmp_path):
     [
         ([], "source", {"learning_rate": 5e-4, "num_steps": 31250, "num_steps_stop": 20000, "batch_norm": "frozen"}),
         ([], "adversarial", {"learning_rate": 2.5e-4, "num_steps": 62500, "num_steps_stop": 40000, "learning_rate_D": 1e-4}),
-        ([], "adversarial", {"color_jitter": (0.5, 0.5, 0.5, 0.2), "batch_size": 4, "input_size_test": (1024, 512)}),
+        ([], "adversarial", {"color_jitter": (0.5, 0.5, 0.5, 0.2), "batch_size": 8, "input_size_test": (1024, 512)}),
+        ([], "pseudo-label", {"input_size_test": (1024, 512), "num_classes": 19}),
         ([], "distill", {"batch_norm": "train", "input_size_test": (2048, 1024), "color_jitter": (0.5, 0.5, 0.5, 0.2)}),
         (["--source", "synthia"], "distill", {"batch_norm": "frozen", "num_classes": 16, "input_size": (1280, 760)}),
         (["--model", "deeplab_vgg16"], "distill", {"color_jitter": (0, 0, 0, 0), "learning_rate": 5e-4}),
@@ -600,8 +609,9 @@ def test_what_is_missing_is_told(mini_data, tmp_path):
     ],
 )
 def test_published_settings(flags, stage, expected):
-    settings = vars(stage_settings(get_arguments(flags), stage))
-    assert {key: settings[key] for key in expected} == expected
+    settings = stage_settings(get_arguments(flags), stage)
+    assert {key: getattr(settings, key) for key in expected} == expected
+    assert share_of_batch(settings) == (4 if stage == "adversarial" else 8)
 
 
 @pytest.mark.parametrize(

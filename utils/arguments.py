@@ -265,7 +265,8 @@ def add_optimization_flags(
     if not in_epochs:
         where = "where the poly schedule reaches 0"
         group.add_argument("--num-steps", "--iter-max", type=positive, default=num_steps, help=where)
-        group.add_argument("--num-steps-stop", "--iter-stop", type=positive, default=num_steps_stop, help="where training stops")
+        where = "where training stops"
+        group.add_argument("--num-steps-stop", "--iter-stop", type=positive, default=num_steps_stop, help=where)
     group.add_argument(
         "--updates",
         choices=("published", "clean"),

@@ -21,9 +21,9 @@ def source_loader(args, transform):
     return endless(args, source_dataset(args, transform))
 
 
-def endless(args, dataset, seed_offset=0, order=None):
-    """Endless batches of a data set: this process's share of each."""
-    return EndlessLoader(dataset, args.batch_size, args.random_seed + seed_offset, order=order, **_share(args))
+def endless(args, dataset, seed_offset=0, order=None, batch_size=None):
+    """Endless batches of a data set: this process's share of each, `batch_size` images (default: --batch-size)."""
+    return EndlessLoader(dataset, batch_size or args.batch_size, args.random_seed + seed_offset, order=order, **_share(args))
 
 
 def target_dataset(args, transform):

@@ -6,7 +6,7 @@ from typing import Any
 from model.networks import known_name
 
 from ..arguments import Parser, numbers, positive, with_values
-from .protocols import OF_NETWORK, PROTOCOLS, Protocol
+from .protocols import PROTOCOLS, Protocol, usual_protocol
 
 
 def add_labelling_flags(parser: Parser) -> None:
@@ -88,7 +88,7 @@ def with_published_values(args: argparse.Namespace) -> argparse.Namespace:
     values: dict[str, Any] = {"model": known_name(args.model)}
     if "_rna-a1_cls" in args.model:  # MXNet's names say everything: cityscapes_rna-a1_cls19_s8
         values["num_classes"] = int(args.model.split("_cls")[1].split("_")[0])
-    values["protocol"] = args.protocol or OF_NETWORK.get(values["model"], "crst")
+    values["protocol"] = args.protocol or usual_protocol(values["model"])
     protocol = PROTOCOLS[values["protocol"]]
     values["source_split"] = protocol.source_splits.get(args.source_split, args.source_split)
     if args.is_training and args.batch_norm is None:
@@ -104,7 +104,7 @@ def check(args: argparse.Namespace, protocol: Protocol) -> None:
     Raises:
         ValueError: naming them.
     """
-    if args.protocol != OF_NETWORK.get(args.model, "crst"):
+    if protocol is not PROTOCOLS[usual_protocol(args.model)]:
         raise ValueError(
             f"--protocol {args.protocol} does not go with --model {args.model}: cbst is for ResNet38, crst for other networks"
         )

@@ -19,7 +19,11 @@ class SpatialPrior:
 
     def at(self, size: tuple[int, int]) -> Tensor:
         """(C,H,W) at `size` (H,W), of mean 1 again; the last size is kept, as images mostly have the same."""
+        own = tuple(self.prior.shape[1:])
+        if size == own:
+            return self.prior
         if self.resized.shape[1:] != size:
+            print(f"note: the spatial prior is resized from {own[1]}x{own[0]} to {size[1]}x{size[0]}")
             planes = F.interpolate(self.prior[None], size=size, mode="bilinear", align_corners=False)[0]
             self.resized = planes / planes.mean()
         return self.resized

@@ -194,6 +194,10 @@ MXNET = Protocol(
     repeated_updates=False,
 )
 
-# By the names of --protocol. ResNet-38 is the MXNet program's network; all others follow CRST.
+# By the names of --protocol.
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({"crst": CRST, "cbst": MXNET})
-OF_NETWORK: Mapping[str, str] = MappingProxyType({"ResNet38": "cbst"})
+
+
+def usual_protocol(model: str) -> str:
+    """The name of the protocol that a network goes with: ResNet-38 is the MXNet program's, all others follow CRST."""
+    return {"ResNet38": "cbst"}.get(model, "crst")
