@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from dataset import EndlessLoader, class_names
 from dataset.classes import IGNORED
 from model import build_model, upsample
+from model.segmenter import Segmenter
 from utils import distributed
 from utils.arguments import (
     Parser,
@@ -184,9 +185,7 @@ def main(args: argparse.Namespace) -> None:
         if not os.path.exists(finished):
             if distributed.is_main():
                 os.makedirs(directory, exist_ok=True)
-                print(
-                    f"\nround {plan.number}: {plan.target:.0%} of the target's pixels, {plan.source:.2%} of the source's images"
-                )
+                print(f"\nround {plan.number}: {plan.target:.0%} of the target's pixels, {plan.source:.2%} of the source's")
             distributed.wait_for_all()
             settings = with_values(args, snapshot_dir=directory, resume=args.resume and has_state(directory))
             network = build_network(args, protocol, weights, device)
@@ -202,7 +201,7 @@ def main(args: argparse.Namespace) -> None:
             weights = os.path.join(args.snapshot_dir, json.load(file)["weights"])
 
 
-def build_network(args: argparse.Namespace, protocol: Protocol, weights: str | None, device: torch.device) -> nn.Module:
+def build_network(args: argparse.Namespace, protocol: Protocol, weights: str | None, device: torch.device) -> Segmenter:
     """The network with the weights that label a round; they must have the classifier, or chance would label."""
     branches = args.aspp_branches or protocol.aspp_branches
     network = build_model(
@@ -216,7 +215,7 @@ def retrain(
     args: argparse.Namespace,
     protocol: Protocol,
     learning_rate: float,
-    network: nn.Module,
+    network: Segmenter,
     batches: EndlessLoader,
     device: torch.device,
 ) -> str:

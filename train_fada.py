@@ -34,6 +34,7 @@ from dataset.classes import identity_table
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Compose, RandomColorJitter, RandomCrop, RandomMirror, RandomScale, Resize
 from model import FeatureDiscriminator, WeightsError, build_model, load_model, load_weights, read_weights, to_fada, upsample
+from model.segmenter import Segmenter
 from utils import distributed
 from utils.arguments import (
     Parser,
@@ -375,7 +376,7 @@ def write_pseudo_labels(args: argparse.Namespace, device: torch.device) -> None:
     distributed.wait_for_all()
 
 
-def build_network(args: argparse.Namespace, device: torch.device) -> nn.Module:
+def build_network(args: argparse.Namespace, device: torch.device) -> Segmenter:
     """G: features and one classifier, with its starting weights."""
     # FADA's own frozen norms have no epsilon; weights of other origin were trained with one.
     norm_eps = 0.0 if args.model.lower() == "deeplab_resnet101" and args.batch_norm == "frozen" else None

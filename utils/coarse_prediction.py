@@ -3,10 +3,11 @@
 import random
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dataset.resizing import resize_picture, resize_planes
+from model.segmenter import Segmenter
 
 
 class FitLongerSide:
@@ -37,7 +38,7 @@ class CoarseProbabilities:
     def __init__(self, flip: bool = True, steps: int = 1):
         self.flip, self.steps = flip, steps
 
-    def maps(self, model: nn.Module, images: Tensor) -> Tensor:
+    def maps(self, model: Segmenter, images: Tensor) -> Tensor:
         """Images (1,3,h,w) uint8 to one map (1,C,steps*ceil(h/8),steps*ceil(w/8))."""
         images, stride = model.normalize(images), 8 // self.steps
         height, width = images.shape[-2:]
@@ -48,7 +49,7 @@ class CoarseProbabilities:
             rows.append(torch.stack([self._probability(model, window) for window in windows], dim=-1).flatten(-2))
         return torch.stack(rows, dim=-2).flatten(-3, -2)
 
-    def _probability(self, model: nn.Module, images: Tensor) -> Tensor:
+    def _probability(self, model: Segmenter, images: Tensor) -> Tensor:
         """Normalised images (1,3,h,w), padded with 0 to multiples of 8, to (1,C,ceil(h/8),ceil(w/8))."""
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % 8, 0, -height % 8))
@@ -65,7 +66,8 @@ class CoarseProbabilities:
         return (planes if shape[0] == size[0] else resize_planes(planes, size))[0]
 
 
-def predict_coarsely(model: nn.Module, images: Tensor, size: tuple[int, int], flip: bool = False, steps: int = 1) -> Tensor:
+def predict_coarsely(model: Segmenter, images: Tensor, size: tuple[int, int], flip: bool = False, steps: int = 1) -> Tensor:
     """Scores (1,C,H,W) of one image (1,3,h,w) uint8 at output `size` (H,W); see `CoarseProbabilities` for the rest."""
     predictor = CoarseProbabilities(flip, steps)
-    return predictor.scores(predictor.maps(model, images), size, images.shape[-2:])[None]
+    height, width = images.shape[-2:]
+    return predictor.scores(predictor.maps(model, images), size, (height, width))[None]

@@ -140,8 +140,8 @@ class CanvasCrop:
         image = self._window(image, top, left, side, torch.tensor(CANVAS_COLOUR, dtype=torch.uint8))
         label = self._window(label[None], top, left, side, torch.tensor([IGNORED], dtype=torch.uint8))[0]
         image = resize_picture(image, (self.crop, self.crop))
-        label = np.array(Image.fromarray(label.numpy()).resize((self.crop, self.crop), Image.NEAREST))[4::8, 4::8]
-        label = torch.from_numpy(label.copy())
+        resized = np.array(Image.fromarray(label.numpy()).resize((self.crop, self.crop), Image.Resampling.NEAREST))
+        label = torch.from_numpy(resized[4::8, 4::8].copy())
         if rng.randint(0, 1) == 0:
             image, label = image.flip(-1), label.flip(-1)
         return image, label

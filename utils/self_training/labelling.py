@@ -5,11 +5,12 @@ import os
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dataset.classes import IGNORED
 from dataset.segmentation import SegmentationDataset
+from model.segmenter import Segmenter
 
 from .. import distributed
 from ..device import autocast
@@ -55,7 +56,7 @@ def label_target(
     args: argparse.Namespace,
     protocol: Protocol,
     portion: float,
-    network: nn.Module,
+    network: Segmenter,
     images: SegmentationDataset,
     prior: SpatialPrior | None,
     device: torch.device,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Subset
 
@@ -20,6 +20,7 @@ from dataset.lists import Record
 from dataset.loader import sequential_loader
 from dataset.reading import image_size
 from model import upsample
+from model.segmenter import Segmenter
 
 from .. import distributed
 from ..coarse_prediction import CoarseProbabilities
@@ -34,7 +35,7 @@ class FullSizeLogits:
     def __init__(self, flip: bool = True):
         self.passes = 2 if flip else 1
 
-    def maps(self, model: nn.Module, images: Tensor) -> Tensor:
+    def maps(self, model: Segmenter, images: Tensor) -> Tensor:
         """Images (1,3,h,w) uint8 to maps (passes,C,h/8,w/8) float32."""
         both = [images, images.flip(-1)][: self.passes]
         logits = torch.cat([model(each)[-1].float() for each in both])
@@ -70,7 +71,7 @@ class ScoreMaps:
 
     def write(
         self,
-        network: nn.Module,
+        network: Segmenter,
         images: Subset,
         num_workers: int = 0,
         autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,

@@ -4,7 +4,7 @@ import argparse
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -66,10 +66,11 @@ class SourceAndTarget(Dataset):
         return sample
 
     def _of_target(self, number: int, rng: random.Random, batch_rng: random.Random) -> dict[str, Any]:
-        sample, crop = self.target[number], self.target_crop
+        sample = self.target[number]
         if self.soft_labels is None:
-            sample["image"], sample["label"] = crop(sample["image"], sample["label"], rng, batch_rng)
+            sample["image"], sample["label"] = self.target_crop(sample["image"], sample["label"], rng, batch_rng)
             return sample
+        crop = cast(ScaledCrop, self.target_crop)
         window, sample["label"] = crop.choose(sample["label"], rng)
         sample["image"] = crop.cut_image(sample["image"], window)
         sample["soft"] = crop.cut_soft(self.soft_labels(self.target.records[number]), sample["label"], window)
