@@ -17,12 +17,11 @@ from functools import partial
 from glob import escape, glob
 
 import numpy as np
-import torch
 
-from dataset.classes import TRAINID_TO_LABELID, label_table
+from dataset.catalogue import CITYSCAPES, LABEL_IDS, class_set, label_table
 from dataset.reading import read_label
-from utils.arguments import Parser, positive
-from utils.metrics import mean_iou, percent, scores, table, write_results
+from utils.iou import mean_iou, percent, scores, table, write_results
+from utils.parser import Parser, positive
 
 GROUND_TRUTH = "_gtFine_labelIds.png"
 PREDICTION = "_leftImg8bit.png"
@@ -81,8 +80,8 @@ def compute_iou(gt_dir, pred_dir, devkit_dir=None, num_classes=19, workers=1, re
         for number, matrix in enumerate(pool.map(count, *zip(*pairs, strict=True)), 1):
             total += matrix
             if number % 10 == 0:
-                report(f"{number} / {len(pairs)}: {100 * mean_iou(torch.from_numpy(total)):.2f}")
-    return scores(torch.from_numpy(total))
+                report(f"{number} / {len(pairs)}: {100 * mean_iou(total):.2f}")
+    return scores(total)
 
 
 def find_pairs(gt_dir, pred_dir, devkit_dir=None):
@@ -147,7 +146,7 @@ def _check_mapping(path):
             pairs = json.load(file)["label2train"]
         except (ValueError, KeyError) as error:
             raise ValueError(f"{path}: not the devkit's info.json with label2train ({error!r})") from error
-    ours = label_table("cityscapes")
+    ours = label_table(LABEL_IDS, CITYSCAPES)
     others = [(label_id, train_id) for label_id, train_id in pairs if ours[label_id] != train_id]
     if others:
         raise ValueError(f"{path}: maps label id {others[0][0]} to {others[0][1]}; only Cityscapes' own mapping is scored")
@@ -159,8 +158,8 @@ def count_pair(label_path, prediction_path, num_classes):
     Raises:
         FileNotFoundError, OSError, PredictionError: naming the file.
     """
-    label = label_table("cityscapes", num_classes)[read_label(label_path).numpy()]
-    prediction = read_label(prediction_path).numpy()
+    label = label_table(LABEL_IDS, class_set(num_classes))[read_label(label_path)]
+    prediction = read_label(prediction_path)
     if prediction.ndim != 2:
         raise PredictionError(f"{prediction_path}: {prediction.shape[2]} channels; predictions must be 8-bit grey or palette")
     if label.shape != prediction.shape:
@@ -177,7 +176,7 @@ def _what_is_wrong(largest, num_classes):
     reason = f"holds the id {largest}, but predictions must be train ids 0..{num_classes - 1}"
     if largest < 19:
         return f"{reason}; is this a prediction of more classes? (--num-classes)"
-    if largest <= max(TRAINID_TO_LABELID):
+    if largest <= max(LABEL_IDS):
         return f"{reason}; these look like Cityscapes label ids (evaluate_cityscapes.py writes train ids to --save)"
     return reason
 

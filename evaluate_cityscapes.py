@@ -29,16 +29,18 @@ from glob import escape, glob
 
 from tqdm import tqdm
 
-from dataset import build_dataset, sequential_loader
-from dataset.classes import to_label_ids
+from dataset.catalogue import class_set, to_label_ids
+from dataset.loader import sequential_loader
+from dataset.segmentation import build_dataset
 from dataset.self_training import FitLongerSide
 from dataset.transforms import Resize
 from model import WeightsError, describe, load_model
 from model.dialects import FADA, MAXSQUARE
 from utils.arguments import DATASETS, DEFAULT_ROOTS, Parser, add_speed_flags, data_set, numbers, positive, size
+from utils.confusion import ConfusionMatrix
 from utils.device import autocast, choose, prepare
 from utils.evaluation import predict_coarsely, predictions
-from utils.metrics import ConfusionMatrix, scores, table, write_results
+from utils.iou import scores, table, write_results
 from utils.pictures import curve, save_colours, save_ids, save_picture
 from utils.start import exit_with_message
 
@@ -223,7 +225,7 @@ def evaluate_checkpoint(args, path, device, folder):
                 written.pop(0).result()
         for future in written:
             future.result()
-    return scores(confusion.matrix, protocol["absent"]) if labelled else None
+    return scores(confusion.matrix.cpu(), absent=protocol["absent"]) if labelled else None
 
 
 def protocol_of(args, model):
@@ -272,7 +274,7 @@ def build_loader(args, num_classes, protocol):
         if args.test_scales:
             transform = FitLongerSide(args.test_scales)
         return build_dataset(
-            args.dataset, args.data_dir, args.set, args.data_list, num_classes, transform, labels, args.city_name
+            args.dataset, args.data_dir, args.set, args.data_list, class_set(num_classes), transform, labels, args.city_name
         )
 
     unlabelled = build(labels=False)
@@ -291,7 +293,7 @@ def save_prediction(folder, label_id_folder, name, ids, num_classes):
         save_colours(os.path.join(folder, f"{stem.split('.')[0]}_color.png"), ids, num_classes)
     if label_id_folder:
         os.makedirs(label_id_folder, exist_ok=True)
-        save_ids(os.path.join(label_id_folder, f"{stem}.png"), to_label_ids(ids, num_classes))
+        save_ids(os.path.join(label_id_folder, f"{stem}.png"), to_label_ids(ids, class_set(num_classes)))
 
 
 def points_over_steps(results):

@@ -25,7 +25,7 @@ from collections import defaultdict
 import torch
 from torch.nn import functional as F
 
-from dataset import class_names
+from dataset.catalogue import class_set
 from dataset.transforms import Compose, RandomMirror, Resize
 from model import OutputDiscriminator, build_model, upsample
 from utils import distributed
@@ -162,7 +162,7 @@ def main(args):
             run.add_picture(step, "target", prediction_panel(target, pred_target[2], args.save_num_images))
         if run.due(step, args.val_every):
             confusion = evaluate(G, val_images, args.num_classes, device, autocast=run.autocast)
-            run.record_validation(step, confusion, class_names(args.num_classes))
+            run.record_validation(step, confusion, class_set(args.num_classes).names)
 
 
 def by_level(outputs, size):

@@ -29,9 +29,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from dataset import class_names, label_table
-from dataset.classes import identity_table
-from dataset.lists import Record
+from dataset.catalogue import DATA_SETS, class_set, data_set, identity_table, label_table
+from dataset.layouts import Record
 from dataset.self_training import CanvasCrop, PseudoLabelled, Relabelled, ScaledCrop, SourceAndTarget
 from dataset.spatial_prior import load_prior
 from model import build_model, upsample
@@ -72,8 +71,6 @@ PROTOCOLS = {
         "batch_norm": "frozen-statistics",
     },
 }  # fmt: skip
-# The largest image of each data set, which the MXNet code relates its scales to.
-MAX_SIDE = {"gta5": 2048, "cityscapes": 2048, "synthia": 1280, "crosscity": 2048}
 
 
 def get_arguments(arguments=None):
@@ -211,7 +208,7 @@ def with_published_defaults(args):
     if args.protocol == "cbst" and args.source_split == "train":
         args.source_split = "all"  # MXNet's train.lst names every image
     args.source_sample_policy = {"r": "random", "c": "cumulative"}.get(args.source_sample_policy, args.source_sample_policy)
-    args.origin_size = args.origin_size or MAX_SIDE[args.source]
+    args.origin_size = args.origin_size or DATA_SETS[args.source].longest_side
     args.input_size_target = args.input_size_target or (2048, 1024)
     if (args.protocol == "cbst") != (args.model == "ResNet38"):
         raise ValueError(
@@ -372,7 +369,7 @@ def retrain(args, portions, rare, network, device):
             run.add_picture(step, "training", prediction_panel(batch, logits, args.save_num_images))
         if run.due(step, args.val_every):
             confusion = evaluate(network, val_images, args.num_classes, device, autocast=run.autocast)
-            run.record_validation(step, confusion, class_names(args.num_classes))
+            run.record_validation(step, confusion, class_set(args.num_classes).names)
     return os.path.join(os.path.basename(args.snapshot_dir), next(iter(snapshots.files(args.num_steps_stop, {"": network}))))
 
 
@@ -384,8 +381,8 @@ def training_set(args, portions, rare):
     if args.protocol == "cbst":
         T = math.ceil(args.input_size[0] / 8) * 8
         crop = partial(CanvasCrop, T, priority=rare["priority"], rare=rare["rare"], chance=args.mine_port)
-        source_crop = crop(args.scale_rate_range, args.origin_size, MAX_SIDE[args.source])
-        target_crop = crop(args.train_scale_tgt, args.origin_size_tgt, MAX_SIDE[args.target])
+        source_crop = crop(args.scale_rate_range, args.origin_size, DATA_SETS[args.source].longest_side)
+        target_crop = crop(args.train_scale_tgt, args.origin_size_tgt, DATA_SETS[args.target].longest_side)
     else:
         scales = (args.scale_rate_range, args.train_scale_tgt) if args.random_scale else (None, None)
         source_crop = ScaledCrop(args.input_size, scales[0], args.random_mirror)
@@ -394,7 +391,8 @@ def training_set(args, portions, rare):
             with open(os.path.join(args.snapshot_dir, "thresholds.json")) as file:
                 thresholds = torch.tensor(json.load(file)["thresholds"])
             soft = partial(soft_labels_of, args, thresholds)
-    source = source_dataset(args, Relabelled(source_crop, label_table(args.source, args.num_classes)))
+    table = label_table(data_set(args.source, args.data_dir).ids, class_set(args.num_classes))
+    source = source_dataset(args, Relabelled(source_crop, table))
     source.table = identity_table(args.num_classes)
     chosen = source_subset(len(source), portions)
     return SourceAndTarget(source, chosen.tolist(), PseudoLabelled(records, target_crop, soft), args.num_classes)

@@ -22,7 +22,7 @@ Several GPUs: torchrun --nproc-per-node N train_clan.py ... (the batch size is p
 import torch
 from torch.nn import functional as F
 
-from dataset import class_names
+from dataset.catalogue import class_set
 from dataset.transforms import Compose, RandomImageScale, RandomMirror, Resize
 from model import OutputDiscriminator, build_model, upsample
 from utils import distributed
@@ -200,7 +200,7 @@ def main(args):
             run.add_picture(step, "target", prediction_panel(target, sum(pred_target), args.save_num_images))
         if run.due(step, args.val_every):
             confusion = evaluate(G, val_images, args.num_classes, device, autocast=run.autocast)
-            run.record_validation(step, confusion, class_names(args.num_classes))
+            run.record_validation(step, confusion, class_set(args.num_classes).names)
 
 
 def build_networks(args, device):

@@ -25,9 +25,9 @@ from glob import escape, glob
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from dataset import class_names, sequential_loader
-from dataset.classes import identity_table
-from dataset.lists import Record
+from dataset.catalogue import class_set, identity_table
+from dataset.layouts import Record
+from dataset.loader import sequential_loader
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Compose, RandomColorJitter, RandomCrop, RandomMirror, RandomScale, Resize
 from model import FeatureDiscriminator, WeightsError, build_model, load_model, load_weights, read_weights, to_fada, upsample
@@ -224,7 +224,7 @@ def train_supervised(args, device, domain, batches, size):
             run.add_picture(step, domain, prediction_panel(batch, pred, args.save_num_images))
         if run.due(step, args.val_every):
             confusion = evaluate(G, val_images, args.num_classes, device, autocast=run.autocast)
-            run.record_validation(step, confusion, class_names(args.num_classes))
+            run.record_validation(step, confusion, class_set(args.num_classes).names)
 
 
 def train_adversarial(args, device):
@@ -297,7 +297,7 @@ def train_adversarial(args, device):
             run.add_picture(step, "target", prediction_panel(target, pred_target, args.save_num_images))
         if run.due(step, args.val_every):
             confusion = evaluate(G, val_images, args.num_classes, device, autocast=run.autocast)
-            run.record_validation(step, confusion, class_names(args.num_classes))
+            run.record_validation(step, confusion, class_set(args.num_classes).names)
 
 
 def write_pseudo_labels(args, device):

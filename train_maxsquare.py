@@ -30,7 +30,7 @@ Several GPUs: torchrun --nproc-per-node N train_maxsquare.py ... (the batch size
 import torch
 from torch.nn import functional as F
 
-from dataset import class_names
+from dataset.catalogue import class_set
 from dataset.transforms import Compose, RandomBlur, RandomMirror, Resize
 from model import build_model, upsample
 from utils import distributed
@@ -247,7 +247,7 @@ def main(args):
         if run.due(step, args.val_every):
             for domain, images in val_images.items():
                 confusion = evaluate(G, images, args.num_classes, device, autocast=run.autocast)
-                run.record_validation(step, confusion, class_names(args.num_classes), domain)
+                run.record_validation(step, confusion, class_set(args.num_classes).names, domain)
 
 
 def lay_out_epochs(args, source_batches, target_batches):

@@ -16,7 +16,7 @@ except in the stem, mirrored and blurred images. Its commands:
 Several GPUs: torchrun --nproc-per-node N train_source.py ... (the batch size is per process).
 """
 
-from dataset import class_names
+from dataset.catalogue import class_set
 from dataset.transforms import Compose, RandomBlur, RandomMirror, Resize
 from model import build_model, upsample
 from utils import distributed
@@ -117,7 +117,7 @@ def main(args):
             run.add_picture(step, "source", prediction_panel(source, pred[-1], args.save_num_images))
         if run.due(step, args.val_every):
             confusion = evaluate(G, val_images, args.num_classes, device, autocast=run.autocast)
-            run.record_validation(step, confusion, class_names(args.num_classes))
+            run.record_validation(step, confusion, class_set(args.num_classes).names)
 
 
 if __name__ == "__main__":

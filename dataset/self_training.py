@@ -11,10 +11,11 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from .classes import IGNORED
-from .reading import read_image, read_label
+from .catalogue import IGNORED
+from .reading import read_image
 from .resizing import nearest_positions, resize_by, resize_picture
 from .segmentation import SegmentationDataset
+from .segmentation import label_tensor as read_label
 
 # ImageNet's mean colour: what is 0 after normalisation. CBST's canvas has it cut down to whole numbers, CRST pads with 0.
 MEAN_COLOUR = (124, 116, 104)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch.nn.functional import pad
 
-from .classes import IGNORED
+from .catalogue import IGNORED
 from .resizing import resize_image, resize_label
 
 

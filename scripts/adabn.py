@@ -14,7 +14,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import torch
 from tqdm import tqdm
 
-from dataset import EndlessLoader, build_dataset
+from dataset.loader import EndlessLoader
+from dataset.segmentation import build_dataset
 from dataset.transforms import Resize
 from model import load_model
 from utils.arguments import Parser, add_speed_flags, add_target_flags, positive, set_target_defaults
@@ -59,7 +60,7 @@ def main(args):
         args.data_list_target,
         transform=Resize(args.input_size_target),
         labels=False,
-        city=args.city_name,
+        part=args.city_name,
     )
     loader = EndlessLoader(target, args.batch_size, args.random_seed, args.num_workers)
     reestimate_statistics(model, loader, max(1, args.num_images // args.batch_size), device, args)

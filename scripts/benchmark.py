@@ -27,16 +27,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train_adaptsegnet
 import train_cbst
-from dataset import build_dataset
+from dataset.segmentation import build_dataset
 from dataset.transforms import Resize
 from model import OutputDiscriminator, build_model, upsample
 from scripts import make_mini_data
 from utils.arguments import Parser, add_speed_flags, numbers, positive, size
+from utils.confusion import ConfusionMatrix
 from utils.device import autocast, choose, prepare
 from utils.evaluation import predict
 from utils.labelling import label_target
 from utils.losses import cross_entropy
-from utils.metrics import ConfusionMatrix
 from utils.optimizers import discriminator_optimizer, segmentation_optimizer
 from utils.run import peak_memory
 

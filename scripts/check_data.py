@@ -21,10 +21,10 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import numpy as np
 from tqdm import tqdm
 
-from dataset.classes import RAW_IDS, VOID_IDS, class_names, label_table
-from dataset.lists import find_records
+from dataset.catalogue import class_set, data_set, label_table
+from dataset.layouts import find_records
 from dataset.reading import read_image
-from dataset.segmentation import SIZE_TOLERANCE, label_reader
+from dataset.segmentation import SIZE_TOLERANCE
 from utils.arguments import DATASETS, Parser, positive
 
 # Images in the official releases: (data set, split) to count.
@@ -65,7 +65,11 @@ def get_arguments(arguments=None):
 def main(args):
     records = find_records(args.name, args.root, args.split, args.data_list, args.city_name)
     with ProcessPoolExecutor(args.workers) as pool:
-        check = partial(check_record, read_label=label_reader(args.name, args.root), cityscapes_ids=args.name != "synthia")
+        check = partial(
+            check_record,
+            read_label=data_set(args.name, args.root).label_reader(args.root),
+            cityscapes_ids=args.name != "synthia",
+        )
         findings = list(tqdm(pool.map(check, records, chunksize=8), total=len(records), unit="image"))
     report = summarize(findings, args)
     print_report(report, args)
@@ -87,7 +91,7 @@ def check_record(record, read_label, cityscapes_ids):
         return Finding(record.image, str(error), None, {}, None)
     label_size = tuple(label.shape[::-1])
     difference = max(abs(a - b) for a, b in zip(size, label_size, strict=True))
-    ids, counts = np.unique(label.numpy(), return_counts=True)
+    ids, counts = np.unique(label, return_counts=True)
     ids = dict(zip(ids.tolist(), counts.tolist(), strict=True))
     sizes = f"label is {label_size[0]}x{label_size[1]}, image {size[0]}x{size[1]}"
     if difference > SIZE_TOLERANCE:
@@ -105,11 +109,11 @@ def summarize(findings, args):
     for finding in findings:
         pixels.update(finding.ids)
         files.update(finding.ids.keys())
-    table = label_table(args.name, args.num_classes)
-    known = {*RAW_IDS[args.name], *VOID_IDS[args.name]}
+    table = label_table(data_set(args.name, args.root).ids, class_set(args.num_classes))
+    known = {*data_set(args.name).ids, *data_set(args.name).void_ids}
     total = max(sum(pixels.values()), 1)
     histogram = {}
-    for class_id, class_name in enumerate(class_names(args.num_classes)):
+    for class_id, class_name in enumerate(class_set(args.num_classes).names):
         raw = [raw for raw in pixels if table[raw] == class_id]
         histogram[class_name] = {
             "share": sum(pixels[r] for r in raw) / total,

@@ -12,8 +12,9 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from dataset import build_dataset, class_names
+from dataset.catalogue import class_set
 from dataset.class_statistics import count_classes, files_of_classes, read_statistics, write_statistics
+from dataset.segmentation import build_dataset
 from utils.arguments import Parser, add_label_flags, set_label_defaults
 from utils.start import exit_with_message
 
@@ -33,14 +34,14 @@ def get_arguments(arguments=None):
 
 def main(args):
     if args.original:
-        _, file_to_label = read_statistics(args.original, args.num_classes)
+        _, file_to_label = read_statistics(args.original, class_set(args.num_classes))
     else:
         dataset = build_dataset(
-            args.source, args.data_dir, args.source_split, args.data_list, args.num_classes, city=args.city_name
+            args.source, args.data_dir, args.source_split, args.data_list, class_set(args.num_classes), part=args.city_name
         )
         file_to_label = count_classes(dataset, args.workers)
-    write_statistics(args.output, file_to_label, args.num_classes)
-    for name, files in zip(class_names(args.num_classes), files_of_classes(file_to_label, args.num_classes), strict=True):
+    write_statistics(args.output, file_to_label, class_set(args.num_classes))
+    for name, files in zip(class_set(args.num_classes).names, files_of_classes(file_to_label, args.num_classes), strict=True):
         print(f"{name:>14} in {len(files)} of {len(file_to_label)} images")
     print(f"written to {args.output}")
 

@@ -31,7 +31,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import numpy as np
 from PIL import Image
 
-from dataset.classes import class_names, label_table
+from dataset.catalogue import CITYSCAPES, DATA_SETS, label_table
 from utils.arguments import Parser, positive
 from utils.pictures import colorize, grid, save_picture
 
@@ -296,7 +296,7 @@ def label_quality(demo, folder):
 
     Only the demo looks: it knows the truth, the methods never see it.
     """
-    table = label_table("cityscapes")
+    table = label_table(DATA_SETS["cityscapes"].ids, CITYSCAPES)
     truth_of, kept, right = np.zeros(19), np.zeros(19), np.zeros(19)
     for path in sorted(glob(os.path.join(folder, "*.png"))):
         name = os.path.basename(path).replace("_leftImg8bit.png", "_gtFine_labelIds.png")
@@ -311,7 +311,7 @@ def label_quality(demo, folder):
         "right": 100 * right.sum() / kept.sum(),
         "classes": {
             name: {"labelled": 100 * k / max(t, 1), "right": 100 * r / k if k else None}
-            for name, k, r, t in zip(class_names(19), kept.tolist(), right.tolist(), truth_of.tolist(), strict=True)
+            for name, k, r, t in zip(CITYSCAPES.names, kept.tolist(), right.tolist(), truth_of.tolist(), strict=True)
         },
     }
 
@@ -365,7 +365,7 @@ def label_pictures(demo):
 def side_by_side(demo, split, folders, count=5):
     """Some target images of a split, the truth, and the maps of ids of the same names in `folders` {title: folder}."""
     images = sorted(glob(f"{demo.data}/Cityscapes/leftImg8bit/{split}/*/*.png"))
-    table, rows = label_table("cityscapes"), []
+    table, rows = label_table(DATA_SETS["cityscapes"].ids, CITYSCAPES), []
     for path in images[:: max(1, len(images) // count)][:count]:
         label = path.replace("/leftImg8bit/", "/gtFine/").replace("_leftImg8bit.png", "_gtFine_labelIds.png")
         maps = [np.array(Image.open(os.path.join(folder, os.path.basename(path)))) for folder in folders.values()]
@@ -384,7 +384,7 @@ def label_table_html(results):
 
     header = "".join(f"<th>{name}</th>" for name in sets)
     rows = [f"<tr><td>all</td>{''.join(cell(entry) for entry in sets.values())}</tr>"]
-    for name in class_names(19):
+    for name in CITYSCAPES.names:
         rows.append(f"<tr><td>{name}</td>{''.join(cell(entry['classes'][name]) for entry in sets.values())}</tr>")
     return f"<table><tr><th></th>{header}</tr>{''.join(rows)}</table>"
 

@@ -19,9 +19,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from tqdm import tqdm
 
-from dataset import label_table
+from dataset.catalogue import CITYSCAPES, LABEL_IDS, label_table
 from dataset.mini import PARTS, SOURCE, TARGET, formats, render
-from utils.arguments import Parser, positive, size
+from utils.parser import Parser, positive, size
 from utils.pictures import colorize, grid, save_picture
 
 FORMATS = ("gta5", "synthia", "cityscapes", "crosscity")
@@ -138,7 +138,7 @@ def write(args, job):
 
 def preview(args, count=4):
     """Source scenes with labels beside target scenes with labels, as one (H,W,3) uint8 picture."""
-    table = label_table("cityscapes")
+    table = label_table(LABEL_IDS, CITYSCAPES)
     rows = []
     for index in range(count):
         scenes = [render(domain, args.seed, index, args.size, args.strength, dict(args.part)) for domain in (SOURCE, TARGET)]

@@ -17,8 +17,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import numpy as np
 from tqdm import tqdm
 
-from dataset import sequential_loader
-from dataset.lists import IMAGE_ENDINGS, Record
+from dataset.layouts import IMAGE_ENDINGS, Record
+from dataset.loader import sequential_loader
 from dataset.reading import read_image
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Resize

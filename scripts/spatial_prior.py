@@ -13,7 +13,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np
 
-from dataset import build_dataset, class_names
+from dataset.catalogue import class_set
+from dataset.segmentation import build_dataset
 from dataset.spatial_prior import compute_prior, save_prior
 from utils.arguments import Parser, add_label_flags, set_label_defaults, size
 from utils.pictures import grid, save_picture
@@ -36,16 +37,16 @@ def get_arguments(arguments=None):
 
 def main(args):
     dataset = build_dataset(
-        args.source, args.data_dir, args.source_split, args.data_list, args.num_classes, city=args.city_name
+        args.source, args.data_dir, args.source_split, args.data_list, class_set(args.num_classes), part=args.city_name
     )
     prior = compute_prior(dataset, args.num_classes, args.size, args.sigma, args.workers)
-    for name, plane in zip(class_names(args.num_classes), prior, strict=True):
+    for name, plane in zip(class_set(args.num_classes).names, prior, strict=True):
         if (plane == 1).all():
             print(f"note: no image has {name}; its prior is 1 everywhere")
     save_prior(args.output, prior)
     print(f"written to {args.output}")
     if args.draw:
-        save_picture(args.draw, drawing(prior, class_names(args.num_classes)))
+        save_picture(args.draw, drawing(prior, class_set(args.num_classes).names))
 
 
 def drawing(prior, names, columns=5):

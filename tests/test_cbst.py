@@ -13,8 +13,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import train_cbst
-from dataset import label_table
-from dataset.classes import to_label_ids
+from dataset.catalogue import CITYSCAPES, LABEL_IDS, class_set, label_table, to_label_ids
 from dataset.self_training import CanvasCrop, FitLongerSide, ScaledCrop, ScaleImage, one_hot
 from dataset.spatial_prior import PriorError
 from model import WeightsError, build_model, load_model, upsample
@@ -214,7 +213,7 @@ def test_cbst_thresholds_and_labels(file, run, golden, tmp_path):
         assert report["priority"] == recorded[f"{run}_mine_id_priority"].tolist()
         assert sorted(sizes[report["rare"]]) == sorted(sizes[recorded[f"{run}_mine_id"]])
     for image, pseudo in zip(torch.from_numpy(maps), recorded[f"{run}_pseudo"], strict=True):
-        np.testing.assert_array_equal(to_label_ids(select(image, thresholds), classes), pseudo)
+        np.testing.assert_array_equal(to_label_ids(select(image, thresholds), class_set(classes)), pseudo)
 
 
 def test_thresholds_of_many_samples_are_within_1e_4():
@@ -297,7 +296,7 @@ def crst_records(kind):
 @pytest.mark.parametrize("kind", ("src", "mine"))
 def test_crst_crops(kind, golden):
     recorded = golden("crst/loaders.npz")
-    table = label_table("cityscapes")
+    table = label_table(LABEL_IDS, CITYSCAPES)
     records = crst_records(kind)
     crop = ScaledCrop((56, 40), (0.5, 1.5), True, (16, 12, 18) if kind == "mine" else (), 0.8)
     assert len(records) in (6, 12)
@@ -317,7 +316,7 @@ def test_crst_crops(kind, golden):
 @pytest.mark.parametrize("kind", ("softsrc", "softmine"))
 def test_crst_soft_crops(kind, golden):
     recorded, images = golden("crst/loaders_soft.npz"), golden("crst/loaders.npz")
-    table = label_table("cityscapes")
+    table = label_table(LABEL_IDS, CITYSCAPES)
     name = "src" if kind == "softsrc" else "tgt"
     records = crst_records(kind)
     assert len(records) == len(recorded[f"{kind}_label"])
@@ -349,7 +348,7 @@ def test_cbst_crops(golden):
     settings = json.load(open(GOLDEN / "cbst/sampling.json"))
     recorded, more = golden("cbst/sampling.npz"), golden("cbst/sampling_more.npz")
     data = np.concatenate([recorded["data"], more["data"]])
-    table = label_table("cityscapes")
+    table = label_table(LABEL_IDS, CITYSCAPES)
     for i, (_, draws) in enumerate(settings["draws"]):
         kind = "tgt" if recorded["rec_is_target"][i] else "src"
         image = torch.from_numpy(recorded[f"{kind}_image{recorded['rec_image'][i]}"]).permute(2, 0, 1)
@@ -479,7 +478,7 @@ def test_crst_evaluation(golden):
     loader = [
         {
             "image": torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
-            "label": torch.from_numpy(label_table("cityscapes")[gt])[None],
+            "label": torch.from_numpy(label_table(LABEL_IDS, CITYSCAPES)[gt])[None],
             "path": [""],
         }
         for gt in recorded["gt_labelid"]

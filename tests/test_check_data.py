@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.classes import label_table
+from dataset.catalogue import CITYSCAPES, LABEL_IDS, label_table
 from scripts import check_data
 
 
@@ -44,7 +44,7 @@ def test_the_histogram_counts_pixels_and_images(mini_data, tmp_path):
     assert check("gta5", mini_data / "GTA5", "--json", tmp_path / "report.json") == 0
     report = json.loads((tmp_path / "report.json").read_text())
     labels = [np.array(Image.open(path)) for path in (mini_data / "GTA5/labels").iterdir()]
-    ids = label_table("gta5")[np.stack(labels)]
+    ids = label_table(LABEL_IDS, CITYSCAPES)[np.stack(labels)]
     assert report["classes"]["road"]["share"] == pytest.approx((ids == 0).mean())
     assert report["classes"]["car"]["images"] == (ids == 13).any((1, 2)).sum()
     assert sum(entry["share"] for entry in report["classes"].values()) + report["ignored_share"] == pytest.approx(1)
@@ -81,7 +81,7 @@ def test_what_would_stop_training_is_an_error(breakage, message, data, capsys):
 def test_odd_ids_sizes_and_train_ids_are_warnings(data, capsys):
     write_label(data, np.full((50, 96), 77, np.uint8))
     second = sorted((data / "GTA5/labels").iterdir())[1]
-    Image.fromarray(label_table("gta5")[np.array(Image.open(second))]).save(second)
+    Image.fromarray(label_table(LABEL_IDS, CITYSCAPES)[np.array(Image.open(second))]).save(second)
     assert check("gta5", data / "GTA5") == 0
     output = capsys.readouterr().out
     assert "raw id 77 in 1 labels is in no table" in output and "label is 96x50, image 96x48" in output

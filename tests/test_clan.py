@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import train_clan
-from dataset import label_table
+from dataset.catalogue import CITYSCAPES, DATA_SETS, label_table
 from dataset.reading import read_synthia_label
 from model import OutputDiscriminator, build_model, load_model, upsample
 from train_clan import adversarial_loss, disagreement, focal_loss, rate_at, weight_discrepancy
@@ -212,9 +212,10 @@ def test_four_steps_across_the_warm_up_match_the_original(source, updates, varia
     if source == "gta5":
         raw = np.array(Image.open(INPUTS / "label_gta5.png"))
     else:
-        raw = read_synthia_label(INPUTS / "label_synthia.png").numpy()
+        raw = read_synthia_label(INPUTS / "label_synthia.png")
     draws = recorded["random_draws"].tolist()
-    loader = Recorded("source.png", label_table(source)[raw], (120, 72), [draw[:2] for draw in draws])
+    table = label_table(DATA_SETS[source].ids, CITYSCAPES)
+    loader = Recorded("source.png", table[raw], (120, 72), [draw[:2] for draw in draws])
     monkeypatch.setattr(train_clan, "source_loader", lambda *_: loader)
     target = Recorded("target.png", None, (96, 48), [draw[2:] for draw in draws])
     monkeypatch.setattr(train_clan, "target_loader", lambda *_: target)

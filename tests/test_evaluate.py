@@ -13,16 +13,17 @@ from PIL import Image
 
 import compute_iou
 import evaluate_cityscapes
-from dataset import build_dataset, label_table, sequential_loader
-from dataset.classes import PALETTE, to_label_ids
+from dataset.catalogue import CITYSCAPES, CROSSCITY_13, LABEL_IDS, label_table, to_label_ids
+from dataset.loader import sequential_loader
+from dataset.segmentation import build_dataset
 from dataset.self_training import FitLongerSide
 from dataset.transforms import Resize
 from model import build_model, upsample
 from model.normalization import Normalize
+from utils.confusion import ConfusionMatrix
 from utils.evaluation import evaluate as score
 from utils.evaluation import predict, predict_coarsely
-from utils.metrics import ConfusionMatrix
-from utils.metrics import scores as scores_of
+from utils.iou import scores as scores_of
 
 EVALUATE = GOLDEN / "adaptsegnet/evaluate"
 NAMES = ("city_000000_000019_leftImg8bit", "city_000001_000019_leftImg8bit")
@@ -95,10 +96,10 @@ def test_files_figures_and_compute_iou_agree(checkpoints, mini_data, tmp_path, c
     for name, prediction in ids.items():
         assert prediction.shape == (48, 96)
         colours = Image.open(tmp_path / "pred" / name.replace(".png", "_color.png"))
-        np.testing.assert_array_equal(np.array(colours.convert("RGB")), PALETTE[prediction])
+        np.testing.assert_array_equal(np.array(colours.convert("RGB")), CITYSCAPES.palette[prediction])
         server = np.array(Image.open(tmp_path / "server" / name))
         np.testing.assert_array_equal(server, to_label_ids(prediction))
-        np.testing.assert_array_equal(label_table("cityscapes")[server], prediction)
+        np.testing.assert_array_equal(label_table(LABEL_IDS, CITYSCAPES)[server], prediction)
 
 
 def test_a_folder_of_checkpoints_gives_one_row_each_in_order(checkpoints, mini_data, tmp_path, capsys):
@@ -158,7 +159,7 @@ def test_half_precision_ends_before_the_upsampling():
 
 
 def test_predictions_that_the_number_of_classes_does_not_have_are_refused(mini_data):
-    dataset = build_dataset("cityscapes", str(mini_data / "Cityscapes"), "val", num_classes=13)
+    dataset = build_dataset("cityscapes", str(mini_data / "Cityscapes"), "val", classes=CROSSCITY_13)
     with pytest.raises(ValueError, match="no class"):
         score(filled(build_model("MiniResNet18")), sequential_loader(dataset), 13, "cpu")
 
@@ -264,7 +265,7 @@ def test_cbst_protocol(run, flip, steps, golden):
             np.testing.assert_allclose(torch.stack(model.inputs), given, atol=1e-5)
         np.testing.assert_allclose(scores[:, ::5, ::3], recorded[f"{run}_interp_sub"][i], atol=1e-5)
         assert (scores.argmax(0).numpy() == recorded[f"{run}_pred_trainid"][i]).mean() > 0.999
-        truth = label_table("cityscapes")[recorded["gt_labelid"][i]]
+        truth = label_table(LABEL_IDS, CITYSCAPES)[recorded["gt_labelid"][i]]
         confusion.add(torch.from_numpy(truth), torch.from_numpy(recorded[f"{run}_pred_trainid"][i].astype(np.uint8)))
     np.testing.assert_array_equal(confusion.matrix, recorded[f"{run}_conf"])
     figures = scores_of(confusion.matrix, absent=0.0)

@@ -14,7 +14,7 @@ from test_dataset import Draws
 from torch.nn import functional as F
 
 import train_fada
-from dataset import build_dataset, class_names, label_table
+from dataset.catalogue import DATA_SETS, class_set, label_table
 from dataset.class_statistics import (
     ClassBalancedOrder,
     StatisticsError,
@@ -25,6 +25,7 @@ from dataset.class_statistics import (
     write_statistics,
 )
 from dataset.reading import read_image, read_label
+from dataset.segmentation import build_dataset
 from dataset.transforms import Compose, RandomColorJitter, RandomCrop, RandomMirror, RandomScale, Resize, jitter
 from model import FeatureDiscriminator, WeightsError, build_model, load_model, load_weights, read_weights, upsample
 from model.dialects import from_fada, to_fada
@@ -218,7 +219,7 @@ def test_loaders(case, name, folder, index, classes, transform, draws, golden):
     steps = Compose(transform) if isinstance(transform, tuple) else transform
     split = "train" if name == "cityscapes" else "all"
     wrapped = lambda image, label, *_: steps(image, label, rng, None)  # noqa: E731
-    sample = build_dataset(name, str(INPUTS / folder), split, None, classes, wrapped)[index]
+    sample = build_dataset(name, str(INPUTS / folder), split, None, class_set(classes), wrapped)[index]
     pixels = np.rint((recorded[f"pipe/{case}/image"] * STD + MEAN) * 255)
     difference = np.abs(sample["image"].numpy().astype(int) - pixels)
     assert difference.max() <= 4 and (difference > 2).mean() < 2e-3
@@ -261,7 +262,7 @@ def test_label_tables(golden):
         ("cityscapes_19", "cityscapes", 19),
         ("cityscapes_16", "cityscapes", 16),
     ):
-        np.testing.assert_array_equal(label_table(name, classes), recorded[f"maps/{key}"])
+        np.testing.assert_array_equal(label_table(DATA_SETS[name].ids, class_set(classes)), recorded[f"maps/{key}"])
 
 
 # Class-balanced sampling
@@ -317,7 +318,7 @@ def test_class_statistics(name, classes, tmp_path):
     target = tmp_path / "statistics.json"
     flags = ["--source", name, "--data-dir", str(INPUTS / name), "--output", str(target), "--workers", "2"]
     class_statistics.main(class_statistics.get_arguments(flags))
-    label_to_file, file_to_label = read_statistics(target, classes)
+    label_to_file, file_to_label = read_statistics(target, class_set(classes))
     expected = next(value for key, value in recorded.items() if key.startswith("file_to_label"))
     expected_lists = next(value for key, value in recorded.items() if key.startswith("label_to_file"))
     assert {name: sorted(labels) for name, labels in file_to_label.items()} == {k: sorted(v) for k, v in expected.items()}
@@ -329,25 +330,25 @@ def test_original_label_info_is_read_and_code_is_refused(tmp_path, label_info):
     path = tmp_path / "gtav_label_info.p"
     with open(path, "wb") as file:
         pickle.dump(label_info, file)
-    assert read_statistics(path, 19) == tuple(label_info)
+    assert read_statistics(path, class_set(19)) == tuple(label_info)
     converted = tmp_path / "converted.json"
     class_statistics.main(class_statistics.get_arguments(["--from", str(path), "--output", str(converted)]))
-    assert read_statistics(converted, 19)[1] == label_info[1]
+    assert read_statistics(converted, class_set(19))[1] == label_info[1]
     with pytest.raises(StatisticsError, match="made for 19 classes, not 16"):
-        read_statistics(converted, 16)
+        read_statistics(converted, class_set(16))
     (tmp_path / "evil.p").write_bytes(pickle.dumps((Namespace, {})))
     with pytest.raises(StatisticsError, match="refused, it holds argparse.Namespace"):
-        read_statistics(tmp_path / "evil.p", 19)
+        read_statistics(tmp_path / "evil.p", class_set(19))
     (tmp_path / "cut.p").write_bytes(path.read_bytes()[:500])
     with pytest.raises(StatisticsError, match="cut.p: cannot be read as class statistics"):
-        read_statistics(tmp_path / "cut.p", 19)
-    write_statistics(tmp_path / "bad.json", {"a.png": [77]}, 19)
+        read_statistics(tmp_path / "cut.p", class_set(19))
+    write_statistics(tmp_path / "bad.json", {"a.png": [77]}, class_set(19))
     with pytest.raises(StatisticsError, match="bad.json"):
-        read_statistics(tmp_path / "bad.json", 19)
+        read_statistics(tmp_path / "bad.json", class_set(19))
 
 
 def test_statistics_must_cover_the_data(mini_data):
-    dataset = build_dataset("gta5", str(mini_data / "GTA5"), "all", None, 19)
+    dataset = build_dataset("gta5", str(mini_data / "GTA5"), "all")
     file_to_label = count_classes(dataset, 1, progress=False)
     order = class_balanced_order(dataset, (files_of_classes(file_to_label, 19), file_to_label), 0)
     assert {order[k] for k in range(300)} == set(range(len(dataset)))
@@ -389,7 +390,7 @@ def test_evaluation_and_pseudo_labels(golden, tmp_path):
     G = load_model(path)
     assert G.settings["norm_eps"] == 0
     for split in ("train", "val"):
-        dataset = build_dataset("cityscapes", str(INPUTS / "cityscapes"), split, None, 19, Resize((72, 40), label=False))
+        dataset = build_dataset("cityscapes", str(INPUTS / "cityscapes"), split, transform=Resize((72, 40), label=False))
         matrix = evaluate(G, torch.utils.data.DataLoader(dataset), 19, torch.device("cpu")).matrix.double().numpy()
         intersection, target = np.diag(matrix), matrix.sum(1)
         allowed = 2e-3 * matrix.sum()
@@ -575,7 +576,7 @@ def test_synthia_has_16_classes(mini_data, tmp_path):
     chain(mini_data, tmp_path, "--stage", "source", source="synthia")
     assert load_model(tmp_path / "source/model_iter000003.pth").settings["num_classes"] == 16
     statistics = json.load(open(tmp_path / "class_statistics_16.json"))
-    assert statistics["num_classes"] == 16 and tuple(statistics["classes"]) == class_names(16)
+    assert statistics["num_classes"] == 16 and tuple(statistics["classes"]) == class_set(16).names
 
 
 def test_what_is_missing_is_told(mini_data, tmp_path):
@@ -636,7 +637,7 @@ def test_label_info_of_19_classes_serves_16(tmp_path, label_info):
     path = tmp_path / "gtav_label_info.p"
     with open(path, "wb") as file:
         pickle.dump(label_info, file)
-    lists, labels = read_statistics(path, 16)
+    lists, labels = read_statistics(path, class_set(16))
     assert lists[9] == label_info[0][10] and len(lists) == 16
     name = label_info[0][10][0]
     assert 9 in labels[name] and max(map(max, filter(None, labels.values()))) <= 15

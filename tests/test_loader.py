@@ -5,8 +5,8 @@ import multiprocessing
 import pytest
 import torch
 
-from dataset import EndlessLoader, build_dataset, sequential_loader
-from dataset.loader import LoaderStateError
+from dataset.loader import EndlessLoader, LoaderStateError, sequential_loader
+from dataset.segmentation import build_dataset
 from dataset.transforms import Compose, RandomBlur, RandomImageScale, RandomMirror, Resize
 
 

@@ -17,7 +17,8 @@ from dataset.mini.formats import png_16bit
 from dataset.reading import read_synthia_label
 from model import build_model
 from train_maxsquare import class_weights, guidance_loss, pixel_weights, pseudo_label, target_loss
-from utils.metrics import SUBSET_OF_MATRIX, ConfusionMatrix, scores
+from utils.confusion import ConfusionMatrix
+from utils.iou import SUBSET_OF_MATRIX, scores
 
 INPUTS = GOLDEN / "maxsquare/inputs"
 SOFT_MODES = [
@@ -205,7 +206,7 @@ def data(tmp_path_factory):
     write("GTA5/images/00001.png", "GTA5/images/00001.png", (96, 56))
     write("GTA5/labels/00001.png", "GTA5/labels/00001.png", (96, 56), "label")
     write("SYNTHIA/RGB/0000000.png", "SYNTHIA/RGB/0000000.png", (96, 56))
-    ids = read_synthia_label(INPUTS / "SYNTHIA/GT/LABELS/0000000.png").numpy()
+    ids = read_synthia_label(INPUTS / "SYNTHIA/GT/LABELS/0000000.png")
     ids = np.array(Image.fromarray(ids).resize((96, 56), Image.NEAREST)).astype(np.uint16)
     (root / "SYNTHIA/GT/LABELS").mkdir(parents=True)
     (root / "SYNTHIA/GT/LABELS/0000000.png").write_bytes(png_16bit(np.stack([ids] * 3, -1)))

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from dataset import build_dataset, label_table
-from dataset.lists import Record
-from dataset.segmentation import SegmentationDataset
+from dataset.catalogue import CITYSCAPES, LABEL_IDS, label_table
+from dataset.layouts import Record
+from dataset.segmentation import SegmentationDataset, build_dataset
 from dataset.spatial_prior import PriorError, compute_prior, load_prior, save_prior
 from scripts import spatial_prior
 
@@ -19,7 +19,7 @@ def test_a_known_prior(tmp_path):
     for name, label in (("a", first), ("b", second)):
         Image.fromarray(label).save(tmp_path / f"{name}.png")
     records = [Record("-", str(tmp_path / f"{name}.png"), name) for name in "ab"]
-    dataset = SegmentationDataset(records, label_table("gta5"))
+    dataset = SegmentationDataset(records, label_table(LABEL_IDS, CITYSCAPES))
     prior = compute_prior(dataset, 19, (8, 4), sigma=0, progress=False)
     np.testing.assert_allclose(prior[0], np.repeat([[0, 0, 0, 0, 2, 2, 2, 2]], 4, 0))
     np.testing.assert_allclose(prior[10], np.repeat([[2, 2, 2, 2, 1, 1, 1, 1]], 4, 0) / 1.5)
@@ -87,7 +87,7 @@ def test_script(mini_data, tmp_path, capsys):
     output, picture = tmp_path / "prior.mat", tmp_path / "prior.png"
     flags = ["--data-dir", f"{mini_data}/GTA5", "--size", "96,48", "--output", str(output), "--draw", str(picture)]
     spatial_prior.main(spatial_prior.get_arguments([*flags, "--workers", "2"]))
-    dataset = build_dataset("gta5", f"{mini_data}/GTA5", "all", None, 19)
+    dataset = build_dataset("gta5", f"{mini_data}/GTA5", "all")
     alone = compute_prior(dataset, 19, (96, 48), workers=1, progress=False)
     np.testing.assert_allclose(load_prior(str(output), 19, (96, 48)), alone, rtol=1e-4, atol=1e-6)
     with Image.open(picture) as drawn:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from dataset.reading import image_size
 from model import upsample
 
-from .metrics import ConfusionMatrix
+from .confusion import ConfusionMatrix
 from .pseudo_labels import CoarseProbabilities
 
 

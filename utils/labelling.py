@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset import sequential_loader
+from dataset.loader import sequential_loader
 from dataset.reading import image_size
 from dataset.self_training import FitLongerSide, ScaleImage
 from dataset.spatial_prior import load_prior

@@ -2,9 +2,11 @@
 
 import os
 
-from dataset import EndlessLoader, build_dataset, class_names, sequential_loader
+from dataset.catalogue import class_set
 from dataset.class_statistics import class_balanced_order as balanced_order
 from dataset.class_statistics import count_classes, read_statistics, write_statistics
+from dataset.loader import EndlessLoader, sequential_loader
+from dataset.segmentation import build_dataset
 from dataset.transforms import Resize
 
 from . import distributed
@@ -12,8 +14,8 @@ from . import distributed
 
 def source_dataset(args, transform):
     """The labelled source images."""
-    return build_dataset(args.source, args.data_dir, args.source_split, args.data_list, args.num_classes, transform,
-                         city=args.city_name)  # fmt: skip
+    return build_dataset(args.source, args.data_dir, args.source_split, args.data_list, class_set(args.num_classes), transform,
+                         part=args.city_name)  # fmt: skip
 
 
 def source_loader(args, transform):
@@ -28,8 +30,8 @@ def endless(args, dataset, seed_offset=0, order=None):
 
 def target_dataset(args, transform):
     """The target images, without labels."""
-    return build_dataset(args.target, args.data_dir_target, args.set, args.data_list_target, args.num_classes, transform,
-                         labels=False, city=args.city_name)  # fmt: skip
+    return build_dataset(args.target, args.data_dir_target, args.set, args.data_list_target, class_set(args.num_classes),
+                         transform, labels=False, part=args.city_name)  # fmt: skip
 
 
 def target_loader(args, transform):
@@ -51,11 +53,11 @@ def class_balanced_order(args, dataset, statistics, directory):
         path = made
         if distributed.is_main():
             print(f"no class statistics in {args.data_dir}: counting the classes of {len(dataset)} labels, once, into {made}")
-            write_statistics(made, count_classes(dataset, max(1, args.num_workers)), args.num_classes)
+            write_statistics(made, count_classes(dataset, max(1, args.num_workers)), class_set(args.num_classes))
         distributed.wait_for_all()
-    order = balanced_order(dataset, read_statistics(path, args.num_classes), args.random_seed, path)
+    order = balanced_order(dataset, read_statistics(path, class_set(args.num_classes)), args.random_seed, path)
     if order.absent and distributed.is_main():
-        print(f"note: no image has {', '.join(class_names(args.num_classes)[c] for c in order.absent)}")
+        print(f"note: no image has {', '.join(class_set(args.num_classes).names[c] for c in order.absent)}")
     return order
 
 
@@ -72,7 +74,8 @@ def target_val_loader(args, size=None):
 def _val_loader(args, name, root, size):
     if not args.val_every:
         return None
-    dataset = build_dataset(name, root, "val", None, args.num_classes, Resize(size, label=False), city=args.city_name)
+    transform = Resize(size, label=False)
+    dataset = build_dataset(name, root, "val", None, class_set(args.num_classes), transform, part=args.city_name)
     return sequential_loader(dataset, **_share(args))
 
 

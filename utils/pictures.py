@@ -5,7 +5,7 @@ import os
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dataset.classes import SUBSETS, palette
+from dataset.catalogue import class_set
 
 # zlib level of maps of ids: a third of the usual level's time, for a third more bytes.
 FAST = 1
@@ -99,12 +99,7 @@ def curve(points, title, size=(720, 360)):
 
 
 def _colours(num_classes):
-    table = np.zeros((256, 3), np.uint8)
-    if num_classes in SUBSETS:
-        table[:num_classes] = palette(num_classes)
-    else:
-        table[:num_classes] = np.random.default_rng(0).integers(30, 256, (num_classes, 3))
-    return table
+    return class_set(num_classes).palette
 
 
 def _fit(picture, size):

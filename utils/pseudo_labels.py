@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from dataset.classes import IGNORED
+from dataset.catalogue import IGNORED
 from dataset.resizing import resize_planes
 from model import upsample
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from .device import autocast
 from .distributed import is_main, rank, wait_for_all, world_size
-from .metrics import iou_per_class, mean_iou
+from .iou import iou_per_class, mean_iou
 from .state import StateError, load_state, random_state, save_atomically, save_state, set_random_state, write_json
 
 # Flags that may change when a run is resumed: they alter neither weights nor data order.
@@ -284,8 +284,8 @@ class Run:
         (`<name>_<domain>_best.pth`).
         """
         self._check_pending()
-        iou = iou_per_class(confusion.matrix)
-        miou = mean_iou(confusion.matrix)
+        iou = iou_per_class(confusion.matrix.cpu())
+        miou = mean_iou(confusion.matrix.cpu())
         self.last[domain] = {"miou": miou, "step": step}
         better = miou > self.best.get(domain, {"miou": -1.0})["miou"]
         if better:

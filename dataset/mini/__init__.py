@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..classes import TRAINID_TO_LABELID
+from ..catalogue import LABEL_IDS
 from .domains import PARTS, SOURCE, TARGET, domain_parameters
 from .scene import paint_street
 from .shading import shade
@@ -36,7 +36,7 @@ def render(domain, seed, index, size=(192, 96), strength=0.5, parts=None, split=
     canvas = paint_street(parameters, rng, *size)
     image, parts_map = shade(canvas, parameters, rng)
     rows = np.array(canvas.rows, np.int64)
-    label_ids = np.array(TRAINID_TO_LABELID, np.uint8)[rows[:, 2]][parts_map - 1]
+    label_ids = np.array(list(LABEL_IDS), np.uint8)[rows[:, 2]][parts_map - 1]
     instances = rows[:, 3].astype(np.uint16)[parts_map - 1]
     if domain == TARGET:
         _add_bonnet(image, label_ids, instances)

@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from ..classes import PALETTE, TRAINID_TO_LABELID, TRAINID_TO_SYNTHIA
+from ..catalogue import CITYSCAPES, LABEL_IDS, SYNTHIA_IDS
 
 CITIES = {"train": ("aachen", "bremen", "cologne"), "val": ("frankfurt", "lindau")}
 FRAME = "000019"
 
 _TO_SYNTHIA = np.zeros(256, np.uint16)
-_TO_SYNTHIA[list(TRAINID_TO_LABELID)] = TRAINID_TO_SYNTHIA
+_TO_SYNTHIA[list(LABEL_IDS)] = list(SYNTHIA_IDS)
 
 
 def write_gta5(root, number, scene):
@@ -22,7 +22,7 @@ def write_gta5(root, number, scene):
     _save(Image.fromarray(scene.image), f"{root}/images/{number:05d}.png")
     label = Image.fromarray(scene.label_ids, "P")
     colours = np.zeros((256, 3), np.uint8)
-    colours[list(TRAINID_TO_LABELID)] = PALETTE
+    colours[list(LABEL_IDS)] = CITYSCAPES.colors
     label.putpalette(colours.ravel().tolist())
     _save(label, f"{root}/labels/{number:05d}.png")
 
