@@ -32,7 +32,7 @@ class ReadError(DataError, OSError):
 def read_image(path: str) -> "Tensor":
     """Read a PNG, JPEG, WebP or TIFF as a (3,H,W) uint8 RGB tensor: the stored pixels, whatever an EXIF orientation says.
 
-    Of 16-bit images the high bytes are taken.
+    Of 16-bit images the high bytes are taken. A pixel's channels lie side by side in memory, which resizing is fastest with.
 
     Raises:
         MissingDataError, ReadError: naming the file.
@@ -47,7 +47,7 @@ def read_image(path: str) -> "Tensor":
             decode = torchcodec_decoder() if _same_with_torchcodec(image, encoded) else None
             if decode is not None:
                 return decode(encoded)
-            return torch.from_numpy(_rgb(image)).permute(2, 0, 1).contiguous()
+            return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
     except Exception as error:
         raise _unreadable(path, error) from error
 
@@ -71,11 +71,13 @@ def _same_with_torchcodec(image: Image.Image, encoded: bytes) -> bool:
 
 def _rgb(image: Image.Image) -> np.ndarray:
     """(H,W,3) uint8."""
+    if image.mode == "F":
+        raise ReadError("its pixels are floats")
     if image.mode not in DEEP_GREY:
         return np.array(image.convert("RGB"))
     grey = np.asarray(image) >> 8
     if grey.min() < 0 or grey.max() > 255:
-        raise ReadError("its pixels have more than 16 bits")
+        raise ReadError("its pixels are not of 8 or 16 bits")
     return np.repeat(grey[..., None].astype(np.uint8), 3, axis=2)
 
 
