@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ import torch
 from conftest import GOLDEN, ROOT
 from PIL import Image
 
-from compute_iou import PredictionError, compute_iou, find_pairs, get_arguments, main
-from dataset.catalogue import CITYSCAPES, CROSSCITY_13, LABEL_IDS, class_set, label_table
+from compute_iou import PredictionError, compute_iou, find_pairs, get_arguments, main, note_unscored
+from dataset.catalogue import CITYSCAPES, CROSSCITY_13, LABEL_IDS, SYNTHIA_16, ClassSet, class_set, label_table
 from utils.confusion import ConfusionMatrix
 from utils.iou import OTHERS_REMOVED, SUBSET_OF_MATRIX, iou_per_class, mean_iou, scores, table
 
@@ -32,7 +33,10 @@ def devkit(tmp_path):
 def test_figures_and_lines_of_the_original(devkit, golden):
     recorded = golden("adaptsegnet/iou.npz")
     lines = []
-    result = compute_iou(str(IOU / "gt"), str(IOU / "pred"), str(devkit), workers=2, report=lines.append)
+    pairs = find_pairs(str(IOU / "gt"), str(IOU / "pred"), str(devkit))
+    note_unscored(pairs, str(IOU / "pred"), lines.append)
+    with ProcessPoolExecutor(2) as pool:
+        result = compute_iou(pairs, parallel_map=pool.map, report=lines.append)
     iou = [np.nan if value is None else value for value in result["iou"].values()]
     np.testing.assert_array_equal(iou, recorded["iou"])
     assert result["miou"] == recorded["miou"]
@@ -44,7 +48,7 @@ def test_figures_and_lines_of_the_original(devkit, golden):
 
 def test_a_pair_of_different_sizes_is_an_error_and_not_skipped():
     with pytest.raises(PredictionError, match=r"pred/aaa_000004.*its size does not fit.*gt/aaa/aaa_000004"):
-        compute_iou(str(IOU / "gt"), str(IOU / "pred"), str(IOU / "devkit"))
+        compute_iou(find_pairs(str(IOU / "gt"), str(IOU / "pred"), str(IOU / "devkit")))
 
 
 def test_pairs_are_found_without_lists(devkit):
@@ -66,8 +70,8 @@ def folders(tmp_path):
     return tmp_path
 
 
-def score(folders, **options):
-    return compute_iou(str(folders / "gt"), str(folders / "pred"), **options)
+def score(folders, classes=CITYSCAPES, **options):
+    return compute_iou(find_pairs(str(folders / "gt"), str(folders / "pred"), **options), classes)
 
 
 def test_a_right_prediction_scores_one(folders):
@@ -92,6 +96,8 @@ def replace_prediction(folders, change):
         (lambda path, ids: save(path, np.where(ids == 3, 255, ids)), PredictionError, "holds the id 255"),
         (lambda path, ids: save(path, np.array(list(LABEL_IDS))[ids]), PredictionError, "33, .*label ids"),
         (lambda path, ids: save(path, np.stack([ids] * 2, -1)), OSError, "2 channels"),
+        (lambda path, ids: Image.fromarray(ids > 0).save(path), OSError, "a 1-bit grey PNG"),
+        (lambda path, ids: Image.fromarray(ids.astype(np.uint16)).save(path), OSError, "a 16-bit grey PNG"),
         (lambda path, ids: path.write_bytes(path.read_bytes()[:200]), OSError, "truncated"),
         (lambda path, ids: path.write_text("no picture at all, just some text"), OSError, "not a PNG"),
     ],
@@ -104,7 +110,7 @@ def test_bad_predictions_are_errors_that_name_the_file(change, error, message, f
 
 def test_a_prediction_of_more_classes(folders):
     with pytest.raises(PredictionError, match="holds the id 18.*--num-classes"):
-        score(folders, num_classes=16)
+        score(folders, SYNTHIA_16)
 
 
 def test_predictions_in_city_folders_and_odd_folder_names(folders):
@@ -112,7 +118,7 @@ def test_predictions_in_city_folders_and_odd_folder_names(folders):
     (folders / "gt").rename(folders / "gt [1]")
     (folders / "pred").mkdir()
     (folders / "city").rename(folders / "pred/city")
-    assert compute_iou(str(folders / "gt [1]"), str(folders / "pred"))["miou"] == 1
+    assert compute_iou(find_pairs(str(folders / "gt [1]"), str(folders / "pred")))["miou"] == 1
 
 
 def test_a_mapping_that_is_not_cityscapes_own_is_refused(folders):
@@ -133,9 +139,9 @@ def test_a_mapping_that_is_not_cityscapes_own_is_refused(folders):
 
 def test_missing_folders_and_ground_truth(folders):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
-        compute_iou(str(folders / "gt"), str(folders / "nowhere"))
+        find_pairs(str(folders / "gt"), str(folders / "nowhere"))
     with pytest.raises(FileNotFoundError, match="pred: no ground truth"):
-        compute_iou(str(folders / "pred"), str(folders / "pred"))
+        find_pairs(str(folders / "pred"), str(folders / "pred"))
 
 
 def test_command_line_with_several_folders(folders):
@@ -258,3 +264,42 @@ def test_no_class_at_all(folders, capsys):
     main(get_arguments([*command, "--workers", "1", "--csv", str(folders / "a.csv")]))
     assert "===> mIoU: nan" in capsys.readouterr().out
     assert (folders / "a.csv").read_text().splitlines()[1].endswith("pred" + "," * 24)
+
+
+# Plain folders
+
+
+@pytest.fixture
+def field(tmp_path):
+    """Two labels of the same name in different folders, raw ids 1 (soil), 2 and 5 (plant); one pixel in six is wrong."""
+    (tmp_path / "classes.json").write_text(json.dumps([{"name": "soil", "ids": [1]}, {"name": "plant", "ids": [2, 5]}]))
+    for name in ("a/1.png", "b/1.png"):
+        for folder, ids in (("gt", [[1, 2, 5], [9, 255, 2]]), ("pred", [[0, 1, 1], [0, 1, 0 if name[0] == "a" else 1]])):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            save(tmp_path / folder / name, np.array(ids))
+        save(tmp_path / "pred" / name.replace(".png", "_color.png"), np.zeros((2, 3)))
+    return tmp_path
+
+
+def test_a_plain_folder_is_scored_by_its_classes(field, capsys):
+    command = [str(field / name) for name in ("gt", "pred")] + ["--classes", str(field / "classes.json"), "--workers", "2"]
+    result = main(get_arguments(command))[str(field / "pred")]
+    assert result["iou"] == {"soil": 2 / 3, "plant": 5 / 6} and result["num_classes"] == 2 and result["subsets"] == {}
+    assert "note" not in capsys.readouterr().out
+    (field / "pred/b/1.png").unlink()
+    with pytest.raises(FileNotFoundError, match="pred/b/1.png: no such file .1 of 2 pairs"):
+        main(get_arguments(command))
+
+
+def test_flags_that_say_the_classes_twice(field, capsys):
+    for flags in (["--num-classes", "16"], ["--devkit-dir", str(field)]):
+        with pytest.raises(SystemExit):
+            get_arguments(["gt", "pred", "--classes", "classes.json", *flags])
+        assert "--classes does not go with --devkit-dir or --num-classes" in capsys.readouterr().err
+
+
+def test_tensors_and_any_classes_are_scored():
+    matrix = torch.tensor([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
+    result = scores(matrix, ClassSet(("a", "b", "c"), ((0, 0, 1),) * 3))
+    assert result["iou"] == {"a": 0.75, "b": 2 / 3, "c": None} and result["miou"] == pytest.approx((0.75 + 2 / 3) / 2)
+    assert scores(matrix, absent=0.0)["iou"]["2"] == 0 and mean_iou(matrix, 0.0) == pytest.approx((0.75 + 2 / 3) / 3)

@@ -88,7 +88,7 @@ def test_files_figures_and_compute_iou_agree(checkpoints, mini_data, tmp_path, c
         *("--save-label-ids", tmp_path / "server", "--json", tmp_path / "figures.json"),
     )
     printed = capsys.readouterr().out
-    again = compute_iou.compute_iou(str(mini_data / "Cityscapes/gtFine/val"), str(tmp_path / "pred"))
+    again = compute_iou.compute_iou(compute_iou.find_pairs(str(mini_data / "Cityscapes/gtFine/val"), str(tmp_path / "pred")))
     assert results["GTA5_2"] == again == json.loads((tmp_path / "figures.json").read_text())["GTA5_2"]
     assert f"===> mIoU: {round(100 * again['miou'], 2)}" in printed and "tensors loaded" in printed
     ids = {path.name: np.array(Image.open(path)) for path in (tmp_path / "pred").iterdir() if "_color" not in path.name}
