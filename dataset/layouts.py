@@ -49,6 +49,8 @@ def find_records(name: str, root: str, split: str, list_file: str | None = None,
     if list_file is not None and not os.path.isfile(list_file):
         raise MissingDataError(f"{list_file}: no such list file")
     known = data_set(name)
+    if not root:
+        raise MissingDataError(f"the root of the {known.title} is not given; there is no usual place for it")
     if not os.path.isdir(root):
         raise MissingDataError(f"{root}: no such folder (the root of {name})")
     parts = _chosen_parts(known, part)

@@ -1,5 +1,7 @@
 """The spatial prior: counted, smoothed, written, read, drawn."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +11,7 @@ from dataset.catalogue import CITYSCAPES, LABEL_IDS, label_table
 from dataset.layouts import Record
 from dataset.segmentation import SegmentationDataset, build_dataset
 from dataset.spatial_prior import PriorError, compute_prior, load_prior, save_prior
-from scripts import spatial_prior
+from scripts import class_statistics, spatial_prior
 
 
 def test_a_known_prior(tmp_path):
@@ -93,3 +95,19 @@ def test_script(mini_data, tmp_path, capsys):
     with Image.open(picture) as drawn:
         assert drawn.size == (5 * (96 + 4) - 4, 4 * (48 + 16)) and len(np.unique(np.array(drawn))) > 50
     assert "written to" in capsys.readouterr().out
+
+
+def test_scripts_on_a_plain_folder(tmp_path, capsys):
+    for folder, mode, value in (("images", "RGB", (9, 9, 9)), ("labels", "L", 3)):
+        (tmp_path / folder).mkdir()
+        Image.new(mode, (32, 16), value).save(tmp_path / folder / "1.png")
+    (tmp_path / "classes.json").write_text('["soil", "sky", {"name": "plant", "ids": [3, 9]}]')
+    flags = ["--source", "folder", "--data-dir", str(tmp_path), "--workers", "1"]
+    spatial_prior.main(spatial_prior.get_arguments([*flags, "--size", "32,16"]))
+    prior = load_prior(str(tmp_path / "spatial_prior_3.mat"), 3)
+    np.testing.assert_allclose(prior, 1, rtol=1e-5)
+    assert "no image has soil" in capsys.readouterr().out
+    class_statistics.main(class_statistics.get_arguments(flags))
+    content = json.loads((tmp_path / "class_statistics_3.json").read_text())
+    assert content == {"num_classes": 3, "classes": ["soil", "sky", "plant"], "file_to_label": {"1.png": [2]}}
+    assert "plant in 1 of 1 images" in capsys.readouterr().out
