@@ -489,8 +489,8 @@ def _classes_of(entries: Any) -> tuple[ClassSet, dict[int, str]]:
     if not isinstance(entries, list):
         raise DataError("not a list of classes")
     records = [entry if isinstance(entry, dict) else {"name": entry} for entry in entries]
-    names = tuple(record.get("name") for record in records)
-    _check_names(names)
+    _check_names([record.get("name") for record in records])
+    names = tuple(record["name"] for record in records)
     ids: dict[int, str] = {}
     colors = list(spread_colors(names))
     for position, record in enumerate(records):

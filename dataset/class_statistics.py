@@ -31,8 +31,8 @@ def count_classes(dataset: SegmentationDataset, workers: int, progress: bool = T
     """
     jobs = [(record.label, dataset.table, dataset.read_label) for record in dataset.records]
     with ProcessPoolExecutor(workers) as pool:
-        found = pool.map(_classes_in, jobs, chunksize=16)
-        found = list(tqdm(found, total=len(jobs), unit="label", disable=not progress))
+        results = pool.map(_classes_in, jobs, chunksize=16)
+        found = list(tqdm(results, total=len(jobs), unit="label", disable=not progress))
     return {label_name(record): ids for record, ids in zip(dataset.records, found, strict=True)}
 
 

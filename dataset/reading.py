@@ -6,11 +6,11 @@ Images are decoded by TorchCodec, which is fastest, or else by Pillow; labels al
 import io
 import os
 from collections.abc import Callable, Collection, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from .errors import DataError, MissingDataError
 
@@ -117,17 +117,18 @@ def read_synthia_label(path: str) -> np.ndarray:
             f"{path}: {_described(depth, kind)}, but SYNTHIA's labels (GT/LABELS) are 16-bit RGB; this one was converted or "
             "holds colours"
         )
-    high, low = (_decoded(path, lambda image, order=order: _bytes_of_16_bits(image, order)) for order in "BL")
+    high, low = (_decoded(path, partial(_bytes_of_16_bits, order=order)) for order in "BL")
     if high.any():
         largest = (high.astype(int) * 256 + low).max()
         raise ReadError(f"{path}: class ids up to {largest} in the first channel; is this a SYNTHIA label?")
     return low
 
 
-def _bytes_of_16_bits(image: Image.Image, order: str) -> np.ndarray:
+def _bytes_of_16_bits(image: ImageFile.ImageFile, order: str) -> np.ndarray:
     """The first channel's high bytes (`order` B) or low bytes (L): Pillow keeps one of the two, and can be told which."""
-    codec, extents, offset, raw_mode = image.tile[0]
-    image.tile = [(codec, extents, offset, raw_mode.replace("16B", f"16{order}"))]
+    tiles: list[Any] = image.tile
+    codec, extents, offset, raw_mode = tiles[0]
+    tiles[0] = (codec, extents, offset, raw_mode.replace("16B", f"16{order}"))
     return np.array(image)[..., 0]
 
 
@@ -187,7 +188,7 @@ def _described(depth: int, kind: int) -> str:
     return f"{'an' if depth == 8 else 'a'} {depth}-bit {TITLES.get(kind, 'unknown')} PNG"
 
 
-def _decoded(path: str, read: Callable[[Image.Image], Any]) -> Any:
+def _decoded(path: str, read: Callable[[ImageFile.ImageFile], Any]) -> Any:
     """What `read` makes of the opened image."""
     _check_exists(path)
     try:

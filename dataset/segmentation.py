@@ -12,11 +12,10 @@ from .catalogue import CITYSCAPES, ClassSet, check_known, data_set, identity_tab
 from .errors import MissingDataError
 from .layouts import Record, find_records
 from .reading import ReadError, read_image, read_label
+from .transforms import Transform
 
 # Official GTA5 has a few labels that differ from their image by a few pixels; more than this is another picture.
 SIZE_TOLERANCE = 16
-
-Transform = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
 def build_dataset(

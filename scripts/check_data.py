@@ -111,17 +111,16 @@ def check_record(record: Record, read_label: Callable[[str], np.ndarray], label_
         label = read_label(record.label)
     except OSError as error:
         return Finding(record.image, str(error), None, {}, None)
-    label_size = label.shape[::-1]
+    label_size = (label.shape[1], label.shape[0])
     difference = max(abs(a - b) for a, b in zip(size, label_size, strict=True))
     present, counts = np.unique(label, return_counts=True)
     ids = dict(zip(present.tolist(), counts.tolist(), strict=True))
     sizes = f"label is {label_size[0]}x{label_size[1]}, image {size[0]}x{size[1]}"
     if difference > SIZE_TOLERANCE:
         return Finding(record.image, f"{record.label}: {sizes}", size, ids, None)
+    warning = f"{sizes}: resized independently, as in the originals" if difference else None
     if label_ids and len(ids) > 2 and max(ids.keys() - {IGNORED}) < 19:
         warning = "label holds ids 0..18 only: train ids instead of label ids?"
-    else:
-        warning = f"{sizes}: resized independently, as in the originals" if difference else None
     return Finding(record.image, None, size, ids, warning)
 
 
@@ -160,10 +159,10 @@ def _warnings(
     chosen = args.data_list or (args.part and known.usual_parts)
     if official not in (None, len(findings)) and not chosen:
         warnings.append(f"{len(findings)} images, the official {args.split} set has {official}")
-    odd = [finding for finding in findings if finding.size not in (None, known.image_size)] if known.image_size else []
-    if odd:
-        sizes = ["{}x{}".format(*size) for size in (known.image_size, odd[0].size)]
-        warnings.append(f"{len(odd)} images are not {sizes[0]}, for example {odd[0].path} ({sizes[1]})")
+    odd = [(finding.path, finding.size) for finding in findings if finding.size and finding.size != known.image_size]
+    if odd and known.image_size:
+        (path, (width, height)), (usual_width, usual_height) = odd[0], known.image_size
+        warnings.append(f"{len(odd)} images are not {usual_width}x{usual_height}, for example {path} ({width}x{height})")
     warnings += [
         f"raw id {raw} in {count} labels is in no table of {args.name}; it is ignored" for raw, count in sorted(unknown.items())
     ]
