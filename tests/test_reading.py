@@ -70,7 +70,7 @@ PICTURES = {
     "turned.webp": saved(Image.fromarray(NOISE), "WEBP", lossless=True, exif=TURNED),
     "rgb.tif": saved(Image.fromarray(NOISE), "TIFF"),
     "grey.tiff": saved(Image.fromarray(NOISE[..., 0]), "TIFF"),
-}  # fmt: skip
+}
 JPEGS = {
     "rgb.jpg": saved(Image.fromarray(SMOOTH), "JPEG", quality=80),
     "progressive.jpg": saved(Image.fromarray(SMOOTH), "JPEG", progressive=True),
@@ -190,8 +190,13 @@ def damaged(encoded, rng):
 
 def test_damaged_files_are_errors_and_end_no_process(decoder, tmp_path):
     """PNGs have checksums. JPEGs and WebPs have none: of them some damage looks like an image, but of the same size."""
-    sources = {"noise.png": PICTURES["rgb.png"], "rgb.jpg": JPEGS["rgb.jpg"], "lossy.webp": JPEGS["lossy.webp"],
-               "label.png": PICTURES["palette.png"], "progressive.jpg": JPEGS["progressive.jpg"]}  # fmt: skip
+    sources = {
+        "noise.png": PICTURES["rgb.png"],
+        "rgb.jpg": JPEGS["rgb.jpg"],
+        "lossy.webp": JPEGS["lossy.webp"],
+        "label.png": PICTURES["palette.png"],
+        "progressive.jpg": JPEGS["progressive.jpg"],
+    }
     rng, refused = random.Random(0), 0
     for number in range(50):
         name, encoded = rng.choice(list(sources.items()))
