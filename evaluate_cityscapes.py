@@ -4,8 +4,8 @@
     python evaluate_cityscapes.py --restore-from ./snapshots/GTA2Cityscapes_multi --csv all.csv --plot all.png  # of a run
     python evaluate_cityscapes.py --restore-from FILE --set test --save-label-ids ./submission            # for the server
 
-The network is recognised from the checkpoint, and with it its authors' protocol; --protocol chooses another (the same one for
-checkpoints that shall compare), and flags change its parts:
+The network and its classes are recognised from the checkpoint, and with them its authors' protocol; use one --protocol when
+comparing checkpoints. Flags change its parts:
 
     adaptsegnet         images resized to 1024x512, logits upsampled bilinearly to the label's size, the main classifier decides
     fada                the same; its distilled models are scored with --input-size 2048,1024
@@ -18,147 +18,154 @@ With fada, crst and cbst a class that neither occurs nor is predicted counts 0 i
 
 For each image <name>.png two files are written to --save:
 <name>.png with train ids, which compute_iou.py reads, and <name>_color.png to look at.
+
+Data and classes of your own: --dataset folder --data-dir DIR (docs/data.md).
 """
 
 import math
 import os
 import re
 import statistics
+from argparse import Namespace
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from glob import escape, glob
+from typing import Any
 
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset import build_dataset, sequential_loader
-from dataset.classes import to_label_ids
-from dataset.self_training import FitLongerSide
+from dataset.catalogue import DATA_SETS, ClassSet, data_set, fitted_size, to_label_ids
+from dataset.layouts import find_records
+from dataset.loader import sequential_loader
+from dataset.reading import image_size
+from dataset.segmentation import build_dataset
 from dataset.transforms import Resize
 from model import WeightsError, describe, load_model
-from model.dialects import FADA, MAXSQUARE
-from utils.arguments import DATASETS, DEFAULT_ROOTS, Parser, add_speed_flags, data_set, numbers, positive, size
+from model.segmenter import Segmenter
+from utils import flags, parser
+from utils.coarse_prediction import FitLongerSide, predict_coarsely
+from utils.confusion import ConfusionMatrix
 from utils.device import autocast, choose, prepare
-from utils.evaluation import predict_coarsely, predictions
-from utils.metrics import ConfusionMatrix, scores, table, write_results
+from utils.errors import RunError, exit_with_message
+from utils.evaluation import classes_of_network, predict, predictions
+from utils.iou import scores, table, write_results
+from utils.old_names import OLD_NAMES
+from utils.parser import Flags, Parser, numbers, positive
 from utils.pictures import curve, save_colours, save_ids, save_picture
-from utils.start import exit_with_message
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the authors of a method evaluate.
+
+    Attributes:
+        input_size: images are resized to this (W,H); None: they keep their size.
+        resize_labels: score at the input size instead of the labels' own.
+        heads, flip, scales, average: see `utils.evaluation.predict`.
+        coarse: class probabilities at 1/8 of the input, interpolated bicubically, instead of upsampled logits.
+        absent: what counts in the mean for a class that neither occurs nor is predicted; nan leaves it out.
+    """
+
+    input_size: tuple[int, int] | None = (1024, 512)
+    resize_labels: bool = False
+    heads: str = "last"
+    flip: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    average: str = "probabilities"
+    coarse: bool = False
+    absent: float = math.nan
+
 
 PROTOCOLS = {
-    "adaptsegnet": {},
-    "maxsquare": {"resize_labels": True},
-    "clan": {"heads": "sum"},
-    "fada": {"absent": 0.0},
-    "cbst": {"input_size": None, "flip": True, "absent": 0.0},
-    "crst": {"input_size": None, "flip": True, "scales": (0.9, 1.0, 1.2), "average": "logits", "absent": 0.0},
+    "adaptsegnet": Protocol(),
+    "maxsquare": Protocol(resize_labels=True),
+    "clan": Protocol(heads="sum"),
+    "fada": Protocol(absent=0.0),
+    "cbst": Protocol(input_size=None, flip=True, coarse=True, absent=0.0),
+    "crst": Protocol(input_size=None, flip=True, scales=(0.9, 1.0, 1.2), average="logits", absent=0.0),
 }
 # Files and networks whose authors evaluate in another way than AdaptSegNet.
-OF_DIALECT = {MAXSQUARE: "maxsquare", FADA: "fada"}
+OF_FORMAT = {"maxsquare": "maxsquare", "fada": "fada"}
 OF_NETWORK = {"ResNet38": "cbst", "DeeplabRes": "crst", "deeplab_resnet101": "fada", "deeplab_vgg16": "fada"}
 
 
-def get_arguments(arguments=None):
-    parser = Parser(__doc__)
-    group = parser.add_argument_group("network")
-    group.add_argument(
-        "--restore-from",
-        "--pretrained-ckpt-file",
-        "--weights",
-        metavar="FILE",
-        help="a checkpoint (file or URL), or a folder of them",
-    )
-    group.add_argument(
-        "--model", "--backbone", metavar="NAME", help="network, where the checkpoint alone cannot tell (see train_*.py --help)"
-    )
-    group.add_argument("--num-classes", type=int, choices=(19, 16, 13), help="checked against the checkpoint")
+def get_arguments(arguments: list[str] | None = None) -> Flags:
+    words = Parser(__doc__, OLD_NAMES["evaluate_cityscapes.py"])
+    group = words.add_argument_group("network")
+    group.add_argument("--restore-from", metavar="FILE", help="a checkpoint (file or URL), or a folder of them")
+    group.add_argument("--model", metavar="NAME", help="network, where the checkpoint alone cannot tell (train_*.py --help)")
+    group.add_argument("--num-classes", type=int, metavar="N", help="checked against the checkpoint")
     group.add_argument("--aspp-branches", type=int, choices=(2, 4), help="branches of each classifier that are added")
     group.add_argument("--heads", choices=("last", "sum"), help="which logits decide: the main classifier's, or the sum")
-    group = parser.add_argument_group("data")
-    group.add_argument("--dataset", type=data_set, choices=DATASETS, help="data set to evaluate on (default cityscapes)")
-    group.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
-    group.add_argument(
-        "--data-dir",
-        "--data-root",
-        "--data-root-path",
-        metavar="DIR",
-        help="its root in the official layout (default ./data/Cityscapes, ...)",
-    )
-    group.add_argument("--data-list", "--list-path", metavar="FILE", help="list of its images; without one, all of the split")
-    group.add_argument("--set", "--split", metavar="SPLIT", help="split to evaluate (default val)")
-    group = parser.add_argument_group("protocol")
+    group = words.add_argument_group("data")
+    group.add_argument("--dataset", type=parser.data_set, choices=DATA_SETS, help="data set to score on (default cityscapes)")
+    group.add_argument("--data-dir", metavar="DIR", help="its root in the official layout (default ./data/Cityscapes, ...)")
+    group.add_argument("--data-list", metavar="FILE", help="list of its images (default: all of the split)")
+    group.add_argument("--set", metavar="SPLIT", help="split to evaluate (default val)")
+    flags.add_part_flags(group)
+    group = words.add_argument_group("protocol")
     group.add_argument(
         "--protocol", choices=PROTOCOLS, help="whose evaluation to follow (default: by the checkpoint, as above)"
     )
-    group.add_argument(
-        "--input-size", "--crop-size", type=size, metavar="W,H", help="images are resized to this (usually 1024,512)"
-    )
+    group.add_argument("--input-size", type=parser.size, metavar="W,H", help="images are resized to this (usually 1024,512)")
     group.add_argument("--test-scales", type=positive, metavar="N", help="cbst: images are resized to this longer side")
     group.add_argument("--test-steps", type=int, choices=(1, 2, 4), default=1, help="cbst: NxN passes over shifted images")
-    parser.add_switch("--resize-labels", group=group, help="score at the input size, labels resized to it")
-    parser.add_switch("--flip", "--test-flipping", group=group, help="average the scores of the image and its mirror image")
-    group.add_argument(
-        "--scales",
-        "--test-scale",
-        type=numbers,
-        metavar="LIST",
-        help="average over these input scales, for example 0.75,1,1.25",
-    )
-    parser.set_defaults(resize_labels=None, flip=None)
-    group = parser.add_argument_group("what is written")
-    group.add_argument(
-        "--save",
-        "--checkpoint-dir",
-        "--output",
-        metavar="DIR",
-        help="where predictions go (default ./result/cityscapes); `none` writes none",
-    )
-    parser.add_switch("--no-save-results", group=group, help="the same as --save none")
-    group.add_argument("--save-label-ids", metavar="DIR", help="also write predictions as Cityscapes label ids, for its server")
+    words.add_switch("--resize-labels", group=group, default=None, help="score at the input size, labels resized to it")
+    words.add_switch("--flip", group=group, default=None, help="average the scores of the image and its mirror image")
+    group.add_argument("--scales", type=numbers, metavar="LIST", help="average over these input scales, such as 0.75,1,1.25")
+    group = words.add_argument_group("what is written")
+    group.add_argument("--save", metavar="DIR", help="where predictions go (default ./result/cityscapes); `none` writes none")
+    words.add_switch("--no-save-results", group=group, help="the same as --save none")
+    group.add_argument("--save-label-ids", metavar="DIR", help="also write Cityscapes label ids, for its server")
     group.add_argument("--json", metavar="FILE", help="write all figures to this file")
     group.add_argument("--csv", metavar="FILE", help="write one row per checkpoint to this file")
     group.add_argument("--plot", metavar="FILE", help="of a folder of checkpoints: draw mIoU over steps to this PNG")
-    group = parser.add_argument_group("FADA's test.py -cfg NAME [--saveres] resume FILE [OUTPUT_DIR DIR] [DATASETS.TEST SET]")
-    group.add_argument("-cfg", metavar="NAME", help="--protocol fada, and --input-size 2048,1024 with self_distill in NAME; "
-                       "there need not be such a file")  # fmt: skip
+    group = words.add_argument_group("FADA's test.py -cfg NAME [--saveres] resume FILE [OUTPUT_DIR DIR] [DATASETS.TEST SET]")
+    group.add_argument("-cfg", metavar="NAME", help="--protocol fada; with self_distill in NAME --input-size 2048,1024")
     group.add_argument("--saveres", action="store_true", help="write predictions, which -cfg alone does not")
     group.add_argument("options", nargs="*", metavar="KEY VALUE", help="resume, OUTPUT_DIR, DATASETS.TEST (cityscapes_val)")
-    add_speed_flags(parser, workers=4)
-    parser.also("--gpu", "--gpus")
-    parser.also("--num-workers", "--prefetch-threads")
-    parser.accept_without_effect("--is-training", "--image-summary", "--save-predictions")
-    parser.accept_without_effect("--ignore-label", "--phase", "--base-size", "--batch-size-per-gpu", takes_value=True)
-    args = parser.parse_args(arguments)
-    apply_fada_options(parser, args)
+    flags.add_speed_flags(words, workers=4)
+    args = with_fada_options(words, words.parse_args(arguments))
     if not args.restore_from:
-        parser.error("which checkpoint? Name a file or folder with --restore-from")
-    args.save = "none" if args.no_save_results else args.save or "./result/cityscapes"
-    args.data_dir = args.data_dir or DEFAULT_ROOTS[args.dataset]
-    return args
+        words.error("which checkpoint? Name a file or folder with --restore-from")
+    return args.with_values(
+        save="none" if args.no_save_results else args.save or "./result/cityscapes",
+        data_dir=args.data_dir or flags.usual_root("--dataset", args.dataset, "--data-dir"),
+    )
 
 
-def apply_fada_options(parser, args):
+def with_fada_options(words: Parser, args: Namespace) -> Flags:
     """FADA's `-cfg NAME resume FILE ...` as our flags, as far as those are not given."""
     options = dict(zip(args.options[::2], args.options[1::2], strict=False))
     unknown = [word for word in args.options[::2] if word not in ("resume", "OUTPUT_DIR", "DATASETS.TEST")]
     if unknown or len(args.options) % 2:
-        parser.error(f"{(unknown or args.options[-1:])[0]}: of FADA's settings only resume, OUTPUT_DIR and DATASETS.TEST are "
-                     "known here, each with a value; flags do the rest (--input-size, ...)")  # fmt: skip
-    args.restore_from = args.restore_from or options.get("resume")
+        words.error(
+            f"{(unknown or args.options[-1:])[0]}: of FADA's settings only resume, OUTPUT_DIR and DATASETS.TEST are known, "
+            "each with a value; flags do the rest (--input-size, ...)"
+        )
     data = options.get("DATASETS.TEST", "cityscapes_val")
     name, _, split = data.partition("_")
-    if name not in DATASETS or not split:
-        parser.error(f"DATASETS.TEST {data}: not a data set and a split, such as cityscapes_val")
-    args.dataset, args.set = args.dataset or name, args.set or split
+    if name not in DATA_SETS or not split:
+        words.error(f"DATASETS.TEST {data}: not a data set and a split, such as cityscapes_val")
     folder = os.path.join(options.get("OUTPUT_DIR", "."), "inference", data)
+    usual = {"restore_from": options.get("resume"), "dataset": name, "set": split}
     if "OUTPUT_DIR" in options or args.cfg:
-        args.save = args.save or (folder if args.saveres or not args.cfg else "none")
+        usual["save"] = folder if args.saveres or not args.cfg else "none"
     if args.cfg:
-        args.protocol = args.protocol or "fada"
+        usual["protocol"] = "fada"
         if "self_distill" in os.path.basename(args.cfg):
-            args.input_size = args.input_size or (2048, 1024)
-        if os.path.isdir(args.restore_from or ""):
-            args.csv = args.csv or os.path.join(folder, "test_results.csv")
+            usual["input_size"] = (2048, 1024)
+        if os.path.isdir(args.restore_from or usual["restore_from"] or ""):
+            usual["csv"] = os.path.join(folder, "test_results.csv")
+    return Flags(**vars(args)).with_values(**{key: value for key, value in usual.items() if not getattr(args, key)})
 
 
-def main(args):
+def main(args: Flags) -> dict[str, Any]:
     device = choose(args)
     checkpoints = find_checkpoints(args.restore_from)
     results = {}
@@ -180,7 +187,7 @@ def main(args):
     return results
 
 
-def find_checkpoints(source):
+def find_checkpoints(source: str) -> list[str]:
     """The checkpoint files that --restore-from means: itself, or a folder's, in the order of their steps.
 
     Raises:
@@ -198,83 +205,84 @@ def find_checkpoints(source):
     return sorted(paths, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)])
 
 
-def evaluate_checkpoint(args, path, device, folder):
+def evaluate_checkpoint(args: Flags, path: str, device: torch.device, folder: str | None) -> dict[str, Any] | None:
     """Predict the split with one checkpoint, write the pictures, and return the figures (None without labels)."""
     model = load_model(path, args.model, aspp_branches=args.aspp_branches)
-    num_classes = model.settings["num_classes"]
-    if args.num_classes not in (None, num_classes):
-        raise WeightsError(f"{path}: is for {num_classes} classes, not --num-classes {args.num_classes}")
+    if args.num_classes not in (None, model.settings["num_classes"]):
+        raise WeightsError(f"{path}: is for {model.settings['num_classes']} classes, not --num-classes {args.num_classes}")
     print(f"{describe(model)}; {model.load_report}")
     prepare(model, args, device)
+    classes = classes_of_network(model, data_set(args.dataset, args.data_dir).classes)
     protocol = protocol_of(args, model)
-    loader, labelled = build_loader(args, num_classes, protocol)
-    confusion = ConfusionMatrix(num_classes, device)
-    options = {"autocast": lambda: autocast(args, device), **protocol["options"]}
+    loader, labelled = build_loader(args, classes, protocol)
+    confusion = ConfusionMatrix(len(classes), device)
+    if protocol.coarse:
+        predict_scores = partial(predict_coarsely, flip=protocol.flip, steps=args.test_steps)
+    else:
+        predict_scores = partial(
+            predict, heads=protocol.heads, flip=protocol.flip, scales=protocol.scales, average=protocol.average
+        )
+    predicted = predictions(model, loader, device, lambda: autocast(args, device), predict_scores)
     # Threads write the PNGs while the device computes; an error in one of them surfaces at its `result()`.
     with ThreadPoolExecutor(4) as writers:
         written = []
-        for batch, prediction in tqdm(predictions(model, loader, device, **options), total=len(loader), unit="image"):
+        for batch, prediction in tqdm(predicted, total=len(loader), unit="image"):
             if labelled:
                 confusion.add(batch["label"].to(device, non_blocking=True), prediction)
             if folder or args.save_label_ids:
                 ids = prediction[0].cpu().numpy()
-                written.append(writers.submit(save_prediction, folder, args.save_label_ids, batch["name"][0], ids, num_classes))
+                written.append(writers.submit(save_prediction, folder, args.save_label_ids, batch["name"][0], ids, classes))
             if len(written) > 16:
                 written.pop(0).result()
         for future in written:
             future.result()
-    return scores(confusion.matrix, protocol["absent"]) if labelled else None
+    return scores(confusion.matrix.cpu().numpy(), classes, protocol.absent) if labelled else None
 
 
-def protocol_of(args, model):
-    """The parts of the protocol: --protocol, or the checkpoint's own, with what other flags change.
+def protocol_of(args: Flags, model: Segmenter) -> Protocol:
+    """--protocol, or the checkpoint's own, with what other flags change.
 
     Raises:
-        ValueError: a flag that the protocol has no use for.
+        RunError: a flag that the protocol has no use for.
     """
     name = args.protocol or own_protocol(model)
-    chosen = {"flip": False, "resize_labels": False, "input_size": (1024, 512), "heads": "last", "scales": (1.0,),
-              "average": "probabilities", "absent": math.nan, **PROTOCOLS[name]}  # fmt: skip
-    given = {"input_size": args.input_size, "resize_labels": args.resize_labels, "flip": args.flip, "heads": args.heads,
-             "scales": args.scales}  # fmt: skip
-    chosen.update({key: value for key, value in given.items() if value is not None})
-    if name == "cbst":
-        if args.scales or args.heads:
-            raise ValueError("--protocol cbst has neither --scales nor --heads")
-        if args.input_size and args.test_scales:
-            raise ValueError("--input-size and --test-scales both say how large the network's input is; give one")
-        options = {"flip": chosen["flip"], "predict": predict_coarsely, "steps": args.test_steps}
-    else:
-        if args.test_scales or args.test_steps != 1:
-            raise ValueError(f"--test-scales and --test-steps belong to --protocol cbst, not {name}; see --scales")
-        options = {key: chosen[key] for key in ("flip", "heads", "scales", "average")}
-    if chosen["resize_labels"] and not chosen["input_size"]:
-        raise ValueError(f"--resize-labels: with --protocol {name} images keep their size; name one with --input-size")
-    longer_side = f"longer side {args.test_scales}" if args.test_scales else "as it is"
-    print(f"protocol {name}: input {chosen['input_size'] or longer_side}, flip {chosen['flip']}, "
-          f"labels {'resized to the input' if chosen['resize_labels'] else 'at their own size'}"
-          + ("" if math.isnan(chosen["absent"]) else ", absent classes count 0"))  # fmt: skip
-    return {**chosen, "options": options}
+    protocol = PROTOCOLS[name]
+    if protocol.coarse and (args.scales or args.heads):
+        raise RunError(f"--protocol {name} has neither --scales nor --heads")
+    if not protocol.coarse and (args.test_scales or args.test_steps != 1):
+        raise RunError(f"--test-scales and --test-steps belong to --protocol cbst, not {name}; see --scales")
+    if args.input_size and args.test_scales:
+        raise RunError("--input-size and --test-scales both say how large the network's input is; give one")
+    if protocol.input_size and DATA_SETS[args.dataset].test_size is None:
+        first = find_records(args.dataset, args.data_dir, args.set, args.data_list, flags.part(args, args.dataset))[0]
+        protocol = replace(protocol, input_size=fitted_size(image_size(first.image)))
+    given = {key: getattr(args, key) for key in ("input_size", "resize_labels", "flip", "heads", "scales")}
+    protocol = replace(protocol, **{key: value for key, value in given.items() if value is not None})
+    if protocol.resize_labels and not protocol.input_size:
+        raise RunError(f"--resize-labels: with --protocol {name} images keep their size; name one with --input-size")
+    size = protocol.input_size or (f"longer side {args.test_scales}" if args.test_scales else "as it is")
+    labels = "resized to the input" if protocol.resize_labels else "at their own size"
+    absent = "" if math.isnan(protocol.absent) else ", absent classes count 0"
+    print(f"protocol {name}: input {size}, flip {protocol.flip}, labels {labels}{absent}")
+    return protocol
 
 
-def own_protocol(model):
+def own_protocol(model: Segmenter) -> str:
     """How the authors of a network, or of the file that it is from, evaluate it."""
     if model.settings.get("heads") == "twin":
         return "clan"
-    return OF_DIALECT.get(model.dialect) or OF_NETWORK.get(model.settings["name"], "adaptsegnet")
+    return OF_FORMAT.get(model.checkpoint_format or "") or OF_NETWORK.get(model.settings["name"], "adaptsegnet")
 
 
-def build_loader(args, num_classes, protocol):
+def build_loader(args: Flags, classes: ClassSet, protocol: Protocol) -> tuple[DataLoader, bool]:
     """The split's images one by one, and whether they come with labels."""
-
-    def build(labels):
-        transform = Resize(protocol["input_size"], label=protocol["resize_labels"]) if protocol["input_size"] else None
-        if args.test_scales:
-            transform = FitLongerSide(args.test_scales)
-        return build_dataset(
-            args.dataset, args.data_dir, args.set, args.data_list, num_classes, transform, labels, args.city_name
-        )
-
+    transform: Callable | None = None
+    if protocol.input_size:
+        transform = Resize(protocol.input_size, label=protocol.resize_labels)
+    if args.test_scales:
+        transform = FitLongerSide(args.test_scales)
+    place = flags.part(args, args.dataset)
+    build = partial(build_dataset, args.dataset, args.data_dir, args.set, args.data_list, classes, transform, part=place)
     unlabelled = build(labels=False)
     label = unlabelled.records[0].label
     labelled = label is not None and os.path.exists(label)
@@ -283,28 +291,35 @@ def build_loader(args, num_classes, protocol):
     return sequential_loader(build(labels=True) if labelled else unlabelled, args.num_workers), labelled
 
 
-def save_prediction(folder, label_id_folder, name, ids, num_classes):
+def save_prediction(folder: str | None, label_id_folder: str | None, name: str, ids: np.ndarray, classes: ClassSet) -> None:
+    """Write one prediction; `name` may lie in sub-folders."""
     stem = os.path.splitext(name)[0]
     if folder:
-        os.makedirs(folder, exist_ok=True)
-        save_ids(os.path.join(folder, f"{stem}.png"), ids)
-        save_colours(os.path.join(folder, f"{stem.split('.')[0]}_color.png"), ids, num_classes)
+        plain = os.path.join(folder, f"{stem}.png")
+        os.makedirs(os.path.dirname(plain), exist_ok=True)
+        save_ids(plain, ids)
+        colored = os.path.join(os.path.dirname(plain), f"{os.path.basename(stem).split('.')[0]}_color.png")
+        save_colours(colored, ids, classes)
     if label_id_folder:
-        os.makedirs(label_id_folder, exist_ok=True)
-        save_ids(os.path.join(label_id_folder, f"{stem}.png"), to_label_ids(ids, num_classes))
+        path = os.path.join(label_id_folder, f"{stem}.png")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        save_ids(path, to_label_ids(ids, classes))
 
 
-def points_over_steps(results):
+def points_over_steps(results: dict[str, Any]) -> list[tuple[int, float]]:
     """(step, mIoU in %) of the checkpoints whose names end in a number; if two end in the same one, their places count."""
     steps = {stem: re.search(r"(\d+)$", stem) for stem in results}
-    scored = [(int(found[1]), 100 * results[stem]["miou"]) for stem, found in steps.items()
-              if found and results[stem]["miou"] is not None]  # fmt: skip
+    scored = [
+        (int(found[1]), 100 * results[stem]["miou"])
+        for stem, found in steps.items()
+        if found and results[stem]["miou"] is not None
+    ]
     if len(dict(scored)) < len(scored):
         return [(place, value) for place, (_, value) in enumerate(scored, 1)]
     return scored
 
 
-def print_selection(results):
+def print_selection(results: dict[str, Any]) -> None:
     """Last and best apart, and how far the last five are from each other: the best of many is chosen with the val labels."""
     values = [(stem, 100 * result["miou"]) for stem, result in results.items() if result["miou"] is not None]
     if not values:
@@ -312,8 +327,10 @@ def print_selection(results):
     steps = [value for value in values if re.search(r"\d$", value[0])] or values
     best = max(values, key=lambda value: value[1])
     recent = [value for _, value in steps[-5:]]
-    print(f"\nlast: {steps[-1][0]} {steps[-1][1]:.2f}; best: {best[0]} {best[1]:.2f} (chosen with these very labels); "
-          f"last {len(recent)}: mean {statistics.mean(recent):.2f}, from {min(recent):.2f} to {max(recent):.2f}")  # fmt: skip
+    print(
+        f"\nlast: {steps[-1][0]} {steps[-1][1]:.2f}; best: {best[0]} {best[1]:.2f} (chosen with these very labels); "
+        f"last {len(recent)}: mean {statistics.mean(recent):.2f}, from {min(recent):.2f} to {max(recent):.2f}"
+    )
 
 
 if __name__ == "__main__":

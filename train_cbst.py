@@ -7,7 +7,7 @@ With p_c the probability of class c at a pixel (times the spatial prior with --w
     pseudo-label   argmax_c p_c / t_c where that is at least 1, ignored elsewhere
     t_c            the confidence that a portion of the pixels predicted as c reach (--kc-policy cb), or all alike (global: ST)
     LRENT          soft labels s_c ~ (p_c / t_c)^(1/alpha), kept where sum_c (p_c / t_c)^(1/alpha) > 1
-    loss           CE + MRKLD's k * w * mean_c(-log p_c) on the pixels of the target, w = k
+    loss           loss_seg + k * loss_reg: cross entropy, and MRKLD's w * mean_c(-log p_c) on the target's pixels, w = k
 
 Each round the portions of target and source grow. Two protocols: `crst`, the authors' PyTorch code (DeepLab v2), and `cbst`,
 the original MXNet code (ResNet-38: labels at stride 8, crops on a canvas, bicubic score maps).
@@ -15,412 +15,248 @@ the original MXNet code (ResNet-38: labels at stride 8, crops on a canvas, bicub
     CBST   python train_cbst.py --restore-from src_model.pth --snapshot-dir ./snapshots/cbst
     MRKLD  ... --mr-weight-kld 0.1       LRENT  ... --lr-weight-ent 0.25
     2018   python train_cbst.py --model ResNet38 --restore-from gta_rna-a1_cls19_s8_ep-0000.params [--with-prior]
-    --resume goes on after an interruption, in any round: labels that are there stay, training continues exactly.
+    --resume continues an interrupted run in any round: labels that are there stay, training goes on exactly.
 """
 
-import copy
 import json
-import math
 import os
 import shutil
-from functools import partial
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
-from dataset import class_names, label_table
-from dataset.classes import identity_table
-from dataset.lists import Record
-from dataset.self_training import CanvasCrop, PseudoLabelled, Relabelled, ScaledCrop, SourceAndTarget
-from dataset.spatial_prior import load_prior
+from dataset.catalogue import ClassSet
+from dataset.loader import EndlessLoader
 from model import build_model, upsample
-from model.networks import known_name
-from utils import distributed
-from utils.arguments import (
-    Parser,
-    add_network_flags,
-    add_optimization_flags,
-    add_source_flags,
-    add_target_flags,
-    numbers,
-    positive,
-    set_source_defaults,
-    set_target_defaults,
-)
+from model.segmenter import Segmenter
+from utils import distributed, flags
 from utils.device import prepare, set_up
-from utils.evaluation import evaluate
-from utils.labelling import label_path, label_target, prior_path, scores_of
-from utils.loaders import endless, source_dataset, target_dataset, target_val_loader
-from utils.losses import cross_entropy, mean_over_labelled
-from utils.optimizers import poly, segmentation_optimizer, set_learning_rate
-from utils.pictures import prediction_panel
-from utils.pseudo_labels import FullSizeLogits, soft_labels
+from utils.domains import endless, source_domain, target_domain, target_val_loader
+from utils.errors import exit_with_message
+from utils.files import write_json
+from utils.losses import IGNORED, cross_entropy, mean_over_labelled
+from utils.old_names import OLD_NAMES
+from utils.optimizers import poly, segmentation_optimizer
+from utils.parser import Flags, Parser, not_negative, positive
+from utils.plan import Plan
 from utils.run import Run, fixed_flags
-from utils.start import exit_with_message, restore
-from utils.state import claim_directory, has_state, seed_everything, write_json
+from utils.seeding import seed_everything
+from utils.self_training.claims import claim_directory
+from utils.self_training.flags import add_crop_flags, add_labelling_flags, check, with_published_values
+from utils.self_training.labelling import label_target
+from utils.self_training.prior import read_prior
+from utils.self_training.protocols import CRST, PROTOCOLS, Protocol
+from utils.self_training.training_set import source_subset, training_set
+from utils.starting_weights import restore
+from utils.state import has_state
 
-# What the published runs of each code base use.
-PROTOCOLS = {
-    "crst": {
-        "learning_rate": 5e-5, "power": 0.0, "num_rounds": 4, "init_tgt_port": 0.2, "init_src_port": 0.03, "random_seed": 3,
-        "source_sample_policy": "random", "input_size": (1024, 512), "scale_rate_range": (0.5, 1.5), "batch_norm": "frozen",
-    },
-    "cbst": {
-        "learning_rate": 1e-4, "power": 0.0, "num_rounds": 6, "init_tgt_port": 0.15, "init_src_port": 0.03, "random_seed": 0,
-        "source_sample_policy": "cumulative", "input_size": (504, 504), "scale_rate_range": (0.7, 1.3),
-        "batch_norm": "frozen-statistics",
-    },
-}  # fmt: skip
-# The largest image of each data set, which the MXNet code relates its scales to.
-MAX_SIDE = {"gta5": 2048, "cityscapes": 2048, "synthia": 1280, "crosscity": 2048}
+SAMPLE_POLICIES = {"r": "random", "c": "cumulative"}  # both originals take the letters, too
+SAMPLE_POLICY = "random: other images in each round; cumulative: the same and more (default random; cbst cumulative)"
 
 
-def get_arguments(arguments=None):
-    parser = Parser(__doc__)
-    add_source_flags(parser, aliases=("--dataset", "--data-src"))
-    add_target_flags(parser, aliases=("--dataset-tgt",))
-    add_network_flags(parser, model="DeeplabRes")
-    add_optimization_flags(parser, None, None, save_pred_every=100000)
+def get_arguments(arguments: list[str] | None = None) -> Flags:
+    parser = Parser(__doc__, OLD_NAMES["train_cbst.py"])
+    flags.add_source_flags(parser)
+    flags.add_target_flags(parser)
+    flags.add_network_flags(parser, model="DeeplabRes")
+    flags.add_optimizer_flags(parser, batch_help="images per process, of both domains together")
+    flags.add_speed_flags(parser, workers=4)
+    flags.add_run_flags(parser)
     group = parser.add_argument_group("CBST")
     group.add_argument("--protocol", choices=PROTOCOLS, help="whose details to follow (default: cbst for ResNet38, else crst)")
+    group.add_argument("--num-rounds", type=positive, metavar="N", help="default 4, the last without training; cbst 6")
+    group.add_argument("--epochs-per-round", type=positive, default=2, metavar="N", help="epochs in each round")
     group.add_argument(
-        "--num-rounds",
-        "--num-round",
-        type=int,
-        metavar="N",
-        help="crst: one more than are trained, as there (default 4; cbst 6)",
+        "--init-tgt-port", type=float, metavar="P", help="first portion of target pixels (default 0.2; cbst 0.15)"
+    )
+    group.add_argument("--max-tgt-port", type=float, default=0.5, metavar="P", help="largest portion of target pixels")
+    group.add_argument("--tgt-port-step", type=float, default=0.05, metavar="P", help="added each round")
+    group.add_argument("--init-src-port", type=float, metavar="P", help="first portion of source images (default 0.03)")
+    group.add_argument("--max-src-port", type=float, default=0.06, metavar="P", help="largest portion of source images")
+    group.add_argument("--src-port-step", type=float, default=0.0025, metavar="P", help="added each round")
+    group.add_argument(
+        "--source-sample-policy", type=sample_policy, choices=tuple(SAMPLE_POLICIES.values()), help=SAMPLE_POLICY
     )
     group.add_argument(
-        "--epochs-per-round",
-        "--epoch-per-round",
-        "--epr",
-        type=int,
-        default=2,
-        metavar="N",
-        help="epochs of training in a round",
+        "--mr-weight-kld", type=not_negative, default=0.0, metavar="K", help="MRKLD: k, and w on the target; published 0.1"
     )
-    group.add_argument("--kc-policy", choices=("cb", "global"), default="cb", help="thresholds per class, or one (ST)")
-    group.add_argument(
-        "--init-tgt-port", type=float, metavar="P", help="portion of target pixels at first (default 0.2; cbst 0.15)"
-    )
-    group.add_argument("--max-tgt-port", type=float, default=0.5, metavar="P", help="and at most")
-    group.add_argument("--tgt-port-step", "--step-tgt-port", type=float, default=0.05, metavar="P", help="what a round adds")
-    group.add_argument("--init-src-port", type=float, metavar="P", help="portion of source images at first (default 0.03)")
-    group.add_argument("--max-src-port", type=float, default=0.06, metavar="P", help="and at most")
-    group.add_argument("--src-port-step", "--step-src-port", type=float, default=0.0025, metavar="P", help="what a round adds")
-    group.add_argument("--source-sample-policy", "--src-sampling-policy", choices=("random", "cumulative", "r", "c"),
-                       help="source images of a round: new, or earlier ones and more (random; cbst cumulative)")  # fmt: skip
-    parser.add_switch("--with-prior", group=group, help="CBST-SP: multiply by --prior")
-    group.add_argument(
-        "--prior", metavar="FILE", help="spatial prior (default prior_array.mat or spatial_prior_C.mat in the source's root)"
-    )
-    group.add_argument(
-        "--mine-port", "--mine-chance", type=float, default=0.8, metavar="P", help="chance of a crop around a rare class"
-    )
-    group.add_argument("--mine-thresh", type=float, default=0.001, metavar="P", help="classes with a smaller share are rare")
-    group.add_argument(
-        "--mine-id-number", type=int, default=3, metavar="N", help="cbst: the rarest so many if no rarer one is there"
-    )
-    group.add_argument(
-        "--mr-weight-kld", type=float, default=0.0, metavar="K", help="MRKLD: weight on the target (published 0.1)"
-    )
-    group.add_argument(
-        "--mr-weight-src", type=float, default=0.0, metavar="K", help="w of the source's images (with --mr-weight-kld)"
-    )
-    group.add_argument("--lr-weight-ent", type=float, default=0.0, metavar="ALPHA", help="LRENT: alpha (published 0.25)")
-    parser.add_switch("--random-mirror", group=group, default=True, help="crst: mirror half of the crops")
-    parser.add_switch("--random-scale", group=group, default=True, help="crst: scale images")
-    group.add_argument(
-        "--scale-rate-range",
-        "--train-scale-src",
-        type=numbers,
-        metavar="LOW,HIGH",
-        help="sizes of crops (default 0.5,1.5; cbst 0.7,1.3)",
-    )
-    group.add_argument(
-        "--train-scale-tgt", type=numbers, metavar="LOW,HIGH", help="of the target's, if they differ from the source's"
-    )
-    group.add_argument(
-        "--eval-scale", type=float, default=0.9, metavar="F", help="crst: images are scaled by this to be labelled"
-    )
-    group.add_argument("--test-scales", type=int, default=1850, metavar="N", help="cbst: longer side of images to be labelled")
-    group.add_argument("--test-steps", type=int, choices=(1, 2, 4), default=1, help="cbst: NxN passes over shifted images")
-    group.add_argument("--ds-rate", type=positive, default=4, metavar="N", help="every Nth pixel counts for thresholds")
-    group.add_argument(
-        "--origin-size", type=int, metavar="N", help="cbst: longer side of source images (default: of the data set)"
-    )
-    group.add_argument("--origin-size-tgt", type=int, default=2048, metavar="N", help="cbst: longer side of target images")
-    parser.add_switch("--test-flipping", group=group, default=True, help="average with the mirror image")
-    parser.add_switch("--is-training", help="CRST's name for --batch-norm frozen-affine")
+    group.add_argument("--mr-weight-src", type=not_negative, default=0.0, metavar="W", help="MRKLD: w on the source")
+    group.add_argument("--lr-weight-ent", type=not_negative, default=0.0, metavar="ALPHA", help="LRENT: alpha; published 0.25")
+    parser.add_switch("--is-training", group=group, help="CRST's name for --batch-norm frozen-affine")
+    add_labelling_flags(parser)
+    add_crop_flags(parser)
     parser.describe(
-        input_size="size of the crops of both domains (default 1024,512; cbst 504,504, one number stands for both)",
-        input_size_target="images are resized to this for validation (default 2048,1024)",
-        learning_rate="of the trunk (default 5e-5; cbst 1e-4 in the first round, divided by sqrt(2) in each)",
+        input_size="size of the crops of both domains; one number is a square (default 1024,512; cbst 504,504)",
+        input_size_target="images are resized to this for validation (default: the target's own, 2048,1024 for Cityscapes)",
+        source_split="as for the other scripts; with cbst `train` means all, as there",
+        learning_rate="of the trunk (default 5e-5; cbst 1e-4, divided by sqrt(2) from round to round)",
+        power="of the poly schedule within an epoch (default 0: constant)",
+        updates="crst: update most trunk parameters 3 or 4 times a step as the original did (published), or each once (clean)",
+        batch_norm=f"{flags.BATCH_NORM} (default frozen; cbst frozen-statistics)",
+        random_seed="seeds everything, the choice of source images too (default 3; cbst 0)",
         restore_from="weights to start from, with their classifier: a file or URL (default src_model.pth, for ResNet38 "
         "gta_rna-a1_cls19_s8_ep-0000.params or the like, in ./model or ./pretrained_model)",
-        save_pred_every="not used: there is a snapshot after each epoch",
-        source_split="as for the other scripts; with --protocol cbst `train` means all, as there",
-        num_steps="not used: a round has --epochs-per-round epochs",
-        num_steps_stop="not used: a round has --epochs-per-round epochs",
-        power="of the poly schedule within an epoch (default 0: constant)",
-        batch_size="images per process, of both domains together",
-        random_seed="seeds everything, the choice of source images too (default 3; cbst 0)",
     )
-    accept_old_names(parser)
-    parser.set_defaults(batch_size=2, **dict.fromkeys(PROTOCOLS["crst"]))
-    return with_published_defaults(parser.parse_args(arguments))
+    # Snapshots and pictures are made every `save_pred_every` steps, which is no flag here: each round fills in its epoch.
+    parser.set_defaults(batch_size=2, save_pred_every=None, **dict.fromkeys(CRST.defaults))
+    args = with_published_values(parser.parse_args(arguments))
+    check(args, PROTOCOLS[args.protocol])
+    return flags.complete(args)
 
 
-def accept_old_names(parser):
-    """What the flags are called in the two originals, and the flags that had no effect there or have none here."""
-    parser.also("--data-dir", "--data-root", "--data-src-dir")
-    parser.also("--data-dir-target", "--data-root-tgt", "--data-tgt-dir")
-    parser.also("--data-list", "--data-src-list")
-    parser.also("--data-list-target", "--data-tgt-train-list")
-    parser.also("--restore-from", "--weights")
-    parser.also("--snapshot-dir", "--output", "--save")
-    parser.also("--batch-size", "--batch-images")
-    parser.also("--learning-rate", "--base-lr")
-    parser.also("--random-seed", "--seed-int", "--randseed")
-    parser.also("--num-workers", "--prefetch-threads")
-    parser.also("--gpu", "--gpus")
-    parser.accept_without_effect(
-        "--rm-prob", "--debug", "--eval-training", "--pin-memory", "--no-cudnn", "--backward-do-mirror"
-    )
-    parser.accept_without_effect("--to-epoch", "--split-tgt", "--self-training-script", "--log-file", "--rare-cls-num",
-                                 "--kc-value", "--ignore-label", "--data-tgt-test-list", "--test-image-size", "--test-scale",
-                                 "--cache-images", "--kvstore", "--prefetcher", "--phase", takes_value=True)  # fmt: skip
+def sample_policy(word: str) -> str:
+    """The name of a policy of choosing source images, from its name or first letter."""
+    return SAMPLE_POLICIES.get(word, word)
 
 
-def with_published_defaults(args):
-    """What is not given gets the value of the published GTA5 runs, by protocol.
-
-    Raises:
-        ValueError: flags that do not go together.
-    """
-    if "_rna-a1_cls" in args.model:  # MXNet's names say everything: cityscapes_rna-a1_cls19_s8
-        args.num_classes = int(args.model.split("_cls")[1].split("_")[0])
-    args.model = known_name(args.model)
-    args.protocol = args.protocol or ("cbst" if args.model == "ResNet38" else "crst")
-    if args.is_training and args.batch_norm is None:
-        args.batch_norm = "frozen-affine"
-    for key, value in PROTOCOLS[args.protocol].items():
-        if getattr(args, key) is None:
-            setattr(args, key, value)
-    if args.protocol == "cbst" and args.source_split == "train":
-        args.source_split = "all"  # MXNet's train.lst names every image
-    args.source_sample_policy = {"r": "random", "c": "cumulative"}.get(args.source_sample_policy, args.source_sample_policy)
-    args.origin_size = args.origin_size or MAX_SIDE[args.source]
-    args.input_size_target = args.input_size_target or (2048, 1024)
-    if (args.protocol == "cbst") != (args.model == "ResNet38"):
-        raise ValueError(
-            f"--protocol {args.protocol} does not go with --model {args.model}: cbst is for ResNet38, crst for others"
-        )
-    if args.lr_weight_ent and (args.protocol == "cbst" or args.with_prior):
-        raise ValueError("--lr-weight-ent belongs to --protocol crst, without --with-prior")
-    if not 0 < args.init_tgt_port <= 1 or not 0 <= args.init_src_port <= 1:
-        raise ValueError("--init-tgt-port and --init-src-port are portions, between 0 and 1")
-    args.train_scale_tgt = args.train_scale_tgt or args.scale_rate_range
-    if len(args.scale_rate_range) != 2 or len(args.train_scale_tgt) != 2:
-        raise ValueError("--scale-rate-range and --train-scale-tgt want two numbers")
-    if args.protocol == "cbst" and args.input_size[0] != args.input_size[1]:
-        raise ValueError(f"--input-size {args.input_size[0]},{args.input_size[1]}: crops of --protocol cbst are square")
-    if args.protocol == "crst" and args.num_rounds < 2:
-        raise ValueError("--num-rounds must be at least 2: the last round of --protocol crst trains nothing")
-    return set_target_defaults(set_source_defaults(args))
-
-
-def hard_loss(logits, label, weights, k):
-    """CE of pseudo-labels plus MRKLD's regulariser: `k` times the mean of w * mean_c(-log p_c) over the pixels with w > 0.
+def soft_cross_entropy(logits: Tensor, soft: Tensor) -> Tensor:
+    """Mean of -sum_c s_c log p_c over the labelled pixels of LRENT's soft labels.
 
     Args:
         logits: (N,C,H,W).
-        label: (N,H,W) train ids, 255 for ignored.
+        soft: (N,C,H,W), all 0 where ignored.
+    """
+    pixels = -(soft * F.log_softmax(logits.float(), dim=1)).sum(1)
+    return mean_over_labelled(pixels, soft.sum(1) != 0)
+
+
+def confidence_regulariser(logits: Tensor, labelled: Tensor, weights: Tensor) -> Tensor:
+    """MRKLD: mean of w * mean_c(-log p_c) over the labelled pixels of images with w > 0.
+
+    Args:
+        logits: (N,C,H,W).
+        labelled: (N,H,W) bool.
         weights: (N) w of each image. The original sets it to k on the target, so that the regulariser counts k squared.
     """
-    return cross_entropy(logits, label) + _regulariser(logits, label != 255, weights, k)
-
-
-def soft_loss(logits, soft, weights, k):
-    """The same for LRENT's soft labels (N,C,H,W), all 0 where ignored: cross-entropy is the sum over classes of -s log p."""
-    labelled = soft.sum(1) != 0
-    pixels = -(soft * F.log_softmax(logits.float(), dim=1)).sum(1)
-    return mean_over_labelled(pixels, labelled) + _regulariser(logits, labelled, weights, k)
-
-
-def _regulariser(logits, labelled, weights, k):
-    if not k:
-        return 0.0
     pixels = -F.log_softmax(logits.float(), dim=1).mean(1) * weights[:, None, None]
-    return k * mean_over_labelled(pixels, labelled & (weights != 0)[:, None, None])
+    return mean_over_labelled(pixels, labelled & (weights != 0)[:, None, None])
 
 
-def schedule(args):
-    """The rounds: target portion, source portion, learning rate and seed of the source images of each."""
-    rounds, cbst = [], args.protocol == "cbst"
+class Round(NamedTuple):
+    """A round's portions of target pixels and source images, the seed that chooses the images, and its learning rate."""
+
+    number: int
+    target: float
+    source: float
+    seed: int
+    learning_rate: float
+
+
+def schedule(args: Flags, protocol: Protocol) -> Iterator[Round]:
+    """The rounds that are trained."""
     target, source = args.init_tgt_port, args.init_src_port
-    for r in range(args.num_rounds if cbst else args.num_rounds - 1):
-        seed = args.random_seed
-        if args.source_sample_policy == "random":
-            seed = r if cbst else args.random_seed + 1 + r
-        rounds.append({"target": target, "source": source, "seed": seed,
-                       "learning_rate": args.learning_rate / math.sqrt(2) ** r if cbst else args.learning_rate})  # fmt: skip
-        target = _next_portion(target, args.tgt_port_step, args.max_tgt_port, cbst)
-        source = _next_portion(source, args.src_port_step, args.max_src_port, cbst)
-    return rounds
+    for number in range(args.num_rounds - protocol.untrained_rounds):
+        other_images = args.source_sample_policy == "random"
+        seed = protocol.random_seed(args.random_seed, number) if other_images else args.random_seed
+        yield Round(number, target, source, seed, args.learning_rate / protocol.rate_divisor**number)
+        target = protocol.next_portion(target, args.tgt_port_step, args.max_tgt_port)
+        source = protocol.next_portion(source, args.src_port_step, args.max_src_port)
 
 
-def _next_portion(portion, step, most, cbst):
-    # MXNet's driver looks at the maximum before it adds, so it may go beyond by less than a step.
-    if cbst:
-        return float(f"{portion + step:.12g}") if portion < most else portion
-    return max(portion, min(portion + step, most))
-
-
-def main(args):
-    device = set_up(args)
+def main(args: Flags) -> None:
+    device, protocol, classes = set_up(args), PROTOCOLS[args.protocol], flags.classes_of(args)
     # What is missing is told now, not after hours of labelling.
-    source_dataset(args, None), target_dataset(args, None), target_val_loader(args)
-    if args.with_prior:
-        load_prior(prior_path(args), args.num_classes)
+    source = source_domain(args).dataset(classes)
+    target = target_domain(args).dataset(classes, protocol.image_to_label(args), labels=False)
+    val_images = target_val_loader(args, classes)
+    prior = read_prior(args, classes, device) if args.with_prior else None
     whole_batch = {"batch_size": args.batch_size * distributed.world_size()}
     claim_directory(args.snapshot_dir, fixed_flags(args) | whole_batch, args.resume)
-    for r, portions in enumerate(schedule(args)):
-        seed_everything(args.random_seed + r)  # a round is the same whether the ones before it ran or were finished
-        settings = round_settings(args, r, portions)
-        if os.path.exists(os.path.join(settings.snapshot_dir, "finished.json")):
-            continue
-        if distributed.is_main():
-            os.makedirs(settings.snapshot_dir, exist_ok=True)
-            print(f"\nround {r}: {portions['target']:.0%} of the target's pixels, {portions['source']:.2%} of the source's")
-        distributed.wait_for_all()
-        network = build_network(settings, round_weights(args, r), device)
-        rare = label_target(settings, portions["target"], network, device)
-        last = retrain(settings, portions, rare, network, device)
-        if distributed.is_main():
-            write_json({"weights": last}, os.path.join(settings.snapshot_dir, "finished.json"))
-            shutil.rmtree(os.path.join(settings.snapshot_dir, "maps"), ignore_errors=True)
-        distributed.wait_for_all()
+
+    weights = args.restore_from
+    for now in schedule(args, protocol):
+        seed_everything(args.random_seed + now.number)  # the same whether the rounds before it ran or were finished
+        directory = os.path.join(args.snapshot_dir, f"round{now.number}")
+        finished = os.path.join(directory, "finished.json")
+        if not os.path.exists(finished):
+            if distributed.is_main():
+                os.makedirs(directory, exist_ok=True)
+                print(f"\nround {now.number}: {now.target:.0%} of the target's pixels, {now.source:.2%} of the source's images")
+            distributed.wait_for_all()
+            resume = args.resume and has_state(directory)
+            settings = args.with_values(snapshot_dir=directory, resume=resume, learning_rate=now.learning_rate)
+
+            # Label the target, then train on it and on a little of the source
+            network = build_network(args, protocol, classes, weights, device)
+            report = label_target(settings, protocol, classes, now.target, network, target, prior, device)
+            chosen = source_subset(len(source), now.source, now.seed)
+            images = training_set(settings, protocol, classes, report, source, chosen, target.records)
+            plan = plan_round(args, protocol, classes, len(images))
+            last = retrain(settings, plan, network, endless(args, images), val_images, device)
+
+            if distributed.is_main():
+                write_json(finished, {"weights": os.path.relpath(last, args.snapshot_dir)})
+                shutil.rmtree(os.path.join(directory, "maps"), ignore_errors=True)
+            distributed.wait_for_all()
+        with open(finished) as file:
+            weights = os.path.join(args.snapshot_dir, json.load(file)["weights"])
 
 
-def round_settings(args, r, portions):
-    """The flags of one round: its directory, and its learning rate."""
-    settings = copy.copy(args)
-    settings.snapshot_dir = os.path.join(args.snapshot_dir, f"round{r}")
-    settings.learning_rate = portions["learning_rate"]
-    settings.resume = args.resume and has_state(settings.snapshot_dir)
-    return settings
-
-
-def round_weights(args, r):
-    """What round `r` starts from: --restore-from, or what the round before left."""
-    if r == 0:
-        return args.restore_from
-    with open(os.path.join(args.snapshot_dir, f"round{r - 1}", "finished.json")) as file:
-        return os.path.join(args.snapshot_dir, json.load(file)["weights"])
-
-
-def build_network(args, weights, device):
-    """The network with the weights that label this round; they must have the classifier, or chance would label."""
-    cbst = args.protocol == "cbst"
-    heads = {} if cbst else {"heads": "single", "aspp_branches": args.aspp_branches or 4}
-    network = build_model(args.model, args.num_classes, batch_norm=args.batch_norm, **heads)
-    source = "synthia" if args.source == "synthia" else "gta"
-    usual = f"{source}_rna-a1_cls{args.num_classes}_s8_ep-0000.params" if cbst else "src_model.pth"
-    restore(network, weights, usual, fresh_heads=False)
+def build_network(args: Flags, protocol: Protocol, classes: ClassSet, weights: str | None, device: torch.device) -> Segmenter:
+    """The network with the weights that label a round; they must have the classifier, or chance would label."""
+    branches = args.aspp_branches or protocol.aspp_branches
+    network = build_model(args.model, len(classes), batch_norm=args.batch_norm, heads=protocol.heads, aspp_branches=branches)
+    restore(network, weights, protocol.usual_weights(args), fresh_heads=False)
     return prepare(network, args, device)
 
 
-def retrain(args, portions, rare, network, device):
-    """A round's training; returns the path of its last weights, relative to the run's directory."""
-    dataset = training_set(args, portions, rare)
-    batches = endless(args, dataset)
-    share = args.batch_size * distributed.world_size()
-    epoch = max(1, len(dataset) // share if args.protocol == "cbst" else math.ceil(len(dataset) / share))
-    args.num_steps = args.num_steps_stop = epoch * args.epochs_per_round
-    val_images = target_val_loader(args)
-    network.train()
-    optimizer = segmentation_optimizer(network.parameter_groups(), "clean" if args.protocol == "cbst" else args.updates,
-                                       args.learning_rate, args.momentum, args.weight_decay)  # fmt: skip
-    snapshots = EpochSnapshots(f"{args.source}2{args.target}_{os.path.basename(args.snapshot_dir)}", epoch)
-    run = Run(args, device, snapshots, {"": network}, {"G": optimizer}, {"both": batches})
-    run.start()
-    parallel = distributed.wrap(network)
+def plan_round(args: Flags, protocol: Protocol, classes: ClassSet, images: int) -> Plan:
+    """--epochs-per-round epochs of so many images as steps."""
+    epoch = max(1, protocol.whole_steps(images / (args.batch_size * distributed.world_size())))
+    steps = epoch * args.epochs_per_round
+    return Plan(classes, steps, steps, args.val_every, epoch)
 
-    for step in run.steps(args.num_steps_stop):
-        rate = poly(args.learning_rate, step % epoch, epoch, args.power)
-        set_learning_rate(optimizer, rate)
-        optimizer.zero_grad(set_to_none=True)
+
+def retrain(
+    args: Flags, plan: Plan, network: Segmenter, batches: EndlessLoader, val_images: DataLoader | None, device: torch.device
+) -> str:
+    """A round's training in its directory, with a snapshot after each epoch; returns the file of the last weights."""
+    network.train()
+    groups = network.parameter_groups()
+    optimizer = segmentation_optimizer(groups, args.updates, args.learning_rate, args.momentum, args.weight_decay)
+    epoch = plan.steps // args.epochs_per_round
+    snapshots = EpochSnapshots(f"{args.source}2{args.target}_{os.path.basename(args.snapshot_dir)}", epoch)
+    args = args.with_values(save_pred_every=epoch)
+    run = Run(args, plan, device, snapshots, {"": network}, {"G": optimizer}, {"both": batches}, {"": val_images})
+    parallel, k = distributed.wrap(network), args.mr_weight_kld
+
+    for step in run.steps():
+        run.start_step(G=poly(args.learning_rate, step % epoch, epoch, args.power))
 
         batch = run.next(batches)
-        weights = batch["target"].float().to(device) * (args.mr_weight_kld - args.mr_weight_src) + args.mr_weight_src
+        losses = {}
         with run.autocast():
-            logits = parallel(batch["image"])[-1]
-            if args.protocol == "crst":
-                logits = upsample(logits, args.input_size[::-1])
+            # Labels may be at 1/8 of the images, as logits are.
+            logits = upsample(parallel(batch["image"])[-1], batch["label"].shape[-2:])
             if args.lr_weight_ent:
-                loss = soft_loss(logits, batch["soft"].to(device), weights, args.mr_weight_kld)
+                losses["loss_seg"] = soft_cross_entropy(logits, batch["soft"])
             else:
-                loss = hard_loss(logits, batch["label"], weights, args.mr_weight_kld)
+                losses["loss_seg"] = cross_entropy(logits, batch["label"])
+            loss = losses["loss_seg"]
+            if k:
+                weights = torch.where(batch["target"] == 1, k, args.mr_weight_src)
+                losses["loss_reg"] = confidence_regulariser(logits, batch["label"] != IGNORED, weights)
+                loss = loss + k * losses["loss_reg"]
         run.backward(loss)
         run.update(optimizer)
-
-        run.log(step, {"loss": loss}, {"lr": rate})
-        run.save(step)
-        if (step + 1) % epoch == 0:
-            run.add_picture(step, "training", prediction_panel(batch, logits, args.save_num_images))
-        if run.due(step, args.val_every):
-            confusion = evaluate(network, val_images, args.num_classes, device, autocast=run.autocast)
-            run.record_validation(step, confusion, class_names(args.num_classes))
-    return os.path.join(os.path.basename(args.snapshot_dir), next(iter(snapshots.files(args.num_steps_stop, {"": network}))))
-
-
-def training_set(args, portions, rare):
-    """The round's source images and all target images, augmented by the protocol."""
-    target = target_dataset(args, None)
-    records = [Record(record.image, label_path(args, record), record.name) for record in target.records]
-    soft = None
-    if args.protocol == "cbst":
-        T = math.ceil(args.input_size[0] / 8) * 8
-        crop = partial(CanvasCrop, T, priority=rare["priority"], rare=rare["rare"], chance=args.mine_port)
-        source_crop = crop(args.scale_rate_range, args.origin_size, MAX_SIDE[args.source])
-        target_crop = crop(args.train_scale_tgt, args.origin_size_tgt, MAX_SIDE[args.target])
-    else:
-        scales = (args.scale_rate_range, args.train_scale_tgt) if args.random_scale else (None, None)
-        source_crop = ScaledCrop(args.input_size, scales[0], args.random_mirror)
-        target_crop = ScaledCrop(args.input_size, scales[1], args.random_mirror, rare["rare"], args.mine_port)
-        if args.lr_weight_ent:
-            with open(os.path.join(args.snapshot_dir, "thresholds.json")) as file:
-                thresholds = torch.tensor(json.load(file)["thresholds"])
-            soft = partial(soft_labels_of, args, thresholds)
-    source = source_dataset(args, Relabelled(source_crop, label_table(args.source, args.num_classes)))
-    source.table = identity_table(args.num_classes)
-    chosen = source_subset(len(source), portions)
-    return SourceAndTarget(source, chosen.tolist(), PseudoLabelled(records, target_crop, soft), args.num_classes)
-
-
-def source_subset(total, portions):
-    """Which of `total` source images take part in a round: positions in the list, as NumPy's legacy generator draws them."""
-    return np.random.RandomState(portions["seed"]).choice(total, int(total * portions["source"]), replace=False)
-
-
-def soft_labels_of(args, thresholds, record):
-    """LRENT's soft labels of a whole target image, computed from its map on the disk."""
-    scores = scores_of(args, FullSizeLogits(args.test_flipping), record, None, "cpu")
-    return soft_labels(scores, thresholds, args.lr_weight_ent)
+        run.end_step(step, losses, training=(batch, logits))
+    return run.last_weights()
 
 
 class EpochSnapshots:
     """`<source>2<target>_round<r>_epoch<e>.pth` after each epoch, as CRST's."""
 
-    def __init__(self, name, epoch):
+    def __init__(self, name: str, epoch: int) -> None:
         self.name, self.epoch = name, epoch
 
-    def tag(self, step, every):
+    def tag(self, step: int, every: int) -> int | None:
         return step + 1 if (step + 1) % self.epoch == 0 else None
 
-    def files(self, tag, networks):
+    def files(self, tag: int | str, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
         tag = f"epoch{tag // self.epoch}" if isinstance(tag, int) else tag
         return {f"{self.name}_{tag}.pth": networks[""].state_dict()}
 

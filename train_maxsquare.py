@@ -27,105 +27,96 @@ As published, after source training with train_source.py (--source synthia --num
 Several GPUs: torchrun --nproc-per-node N train_maxsquare.py ... (the batch size is per process).
 """
 
+from argparse import Namespace
+
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from dataset import class_names
+from dataset.catalogue import ClassSet
+from dataset.loader import EndlessLoader
 from dataset.transforms import Compose, RandomBlur, RandomMirror, Resize
 from model import build_model, upsample
-from utils import distributed
-from utils.arguments import (
-    WITHOUT_EFFECT,
-    Parser,
-    add_network_flags,
-    add_optimization_flags,
-    add_source_flags,
-    add_target_flags,
-    positive,
-    set_source_defaults,
-    set_target_defaults,
-)
+from utils import distributed, flags
 from utils.device import prepare, set_up
-from utils.evaluation import evaluate
-from utils.loaders import source_loader, source_val_loader, target_loader, target_val_loader
+from utils.domains import source_loader, source_val_loader, target_loader, target_val_loader
+from utils.errors import RunError, exit_with_message
 from utils.losses import IGNORED, cross_entropy
-from utils.optimizers import adam, poly, segmentation_optimizer, set_learning_rate
-from utils.pictures import prediction_panel
+from utils.old_names import OLD_NAMES
+from utils.optimizers import adam, poly, segmentation_optimizer
+from utils.parser import Flags, Parser, positive
+from utils.plan import Plan
 from utils.run import Run
-from utils.start import exit_with_message, restore
+from utils.starting_weights import restore
 from utils.state import has_state
 
 TARGET_MODES = ("maxsquare", "IW_maxsquare", "entropy", "IW_entropy", "hard")
+CONTINUE_TRAINING = (
+    "--resume if the run directory holds a run; else start from CHECKPOINT_DIR/IDfinal.pth, ID being gta52cityscapes_<mode> "
+    "(CrossCity: train_logbest.pth)"
+)
 LONGEST_EPOCH = 5000  # the original counts no more iterations of an epoch when it lays out the learning rate
 
 
-def get_arguments(arguments=None):
-    parser = Parser(__doc__)
-    add_source_flags(parser)
-    add_target_flags(parser, aliases=("--dataset",))
-    add_network_flags(parser, model="DeepLab")
-    add_optimization_flags(parser, num_steps=None, num_steps_stop=None, save_pred_every=5000, run_aliases=("--save-dir",))
+def get_arguments(arguments: list[str] | None = None) -> Flags:
+    parser = Parser(__doc__, OLD_NAMES["train_maxsquare.py"])
+    flags.add_source_flags(parser)
+    flags.add_target_flags(parser, default=None)
+    flags.add_network_flags(parser, model="DeepLab")
+    flags.add_optimization_flags(parser, num_steps=None, num_steps_stop=None, save_pred_every=5000)
     parser.set_defaults(batch_norm="train", val_every=None)
-    group = parser.add_argument_group("MaxSquare")
+    group = parser.add_argument_group("MaxSquare (defaults with --city-name, the script for CrossCity, in brackets)")
     group.add_argument("--target-mode", choices=TARGET_MODES, default="maxsquare", help="loss on target images")
-    group.add_argument(
-        "--lambda-target", type=float, help="its weight (default 1; with --city-name 0.1; published: 0.1, with --multi 0.09)"
-    )
-    group.add_argument(
-        "--IW-ratio", type=float, default=0.2, help="of image-wise weights: 0 all classes alike, 1 inverse frequency"
-    )
-    group.add_argument(
-        "--threshold",
-        type=float,
-        help="of pseudo-labels (hard, and guidance with --multi; default 0.95; with --city-name 0.98)",
-    )
+    group.add_argument("--lambda-target", type=float, help="its weight (1 [0.1]; published: 0.1, with --multi 0.09)")
+    group.add_argument("--IW-ratio", type=float, default=0.2, help="of image-wise weights: 0 all alike, 1 inverse frequency")
+    group.add_argument("--threshold", type=float, help="of pseudo-labels, in hard and in the guidance of --multi (0.95 [0.98])")
     parser.add_switch("--multi", group=group, help="train the lower classifier with self-produced guidance")
     group.add_argument("--lambda-seg", type=float, default=0.1, help="weight of the lower classifier")
-    group.add_argument(
-        "--round-num", type=positive, default=1, help="rounds; nothing changes between them but the learning rate"
-    )
+    group.add_argument("--round-num", type=positive, default=1, help="rounds; only the learning rate runs over all of them")
     group.add_argument("--epoch-each-round", type=positive, default=2, help="epochs of a round")
-    group.add_argument(
-        "--epoch-num", type=positive, metavar="N", help="epochs in all, instead of rounds (default with --city-name: 10)"
-    )
-    group.add_argument(
-        "--checkpoint-dir", metavar="DIR", help="where --restore-id is looked for; without that, the run directory"
-    )
+    group.add_argument("--epoch-num", type=positive, metavar="N", help="epochs in all, instead of rounds ([10])")
+    group.add_argument("--checkpoint-dir", metavar="DIR", help="where --restore-id is looked for (default: --snapshot-dir)")
     group.add_argument("--restore-id", metavar="ID", help="start from CHECKPOINT_DIR/IDbest.pth, as the original names it")
-    parser.add_switch("--continue-training", group=group, help="--resume if the run directory holds a run; else start from "
-                      "CHECKPOINT_DIR/IDfinal.pth, ID being gta52cityscapes_<mode> (CrossCity: train_logbest.pth)")  # fmt: skip
+    parser.add_switch("--continue-training", group=group, help=CONTINUE_TRAINING)
     parser.add_switch("--val-source", group=group, help="validate on the source's val split too (GTA5: needs split.mat)")
     group.add_argument("--optim", choices=("SGD", "Adam"), default="SGD", help="Adam: betas (0.9, 0.99), each parameter once")
     parser.add_switch("--freeze-bn", group=group, help="the original's name for --batch-norm frozen-statistics")
     parser.add_switch("--random-mirror", group=group, default=True, help="mirror every second image")
     parser.add_switch("--gaussian-blur", group=group, default=True, help="blur every second image, radius below 1 pixel")
-    parser.also("--data-dir-target", "--data-root-path")
-    parser.also("--data-list-target", "--list-path")
-    parser.accept_without_effect(*WITHOUT_EFFECT, "--gamma", "--exp-tag", "--exp", "--init-round", takes_value=True)
-    parser.set_defaults(target=None)
-    args = parser.parse_args(arguments)
-    args.target = args.target or ("crosscity" if args.city_name else "cityscapes")
-    set_target_defaults(set_source_defaults(args))
-    if args.freeze_bn:
-        args.batch_norm = "frozen-statistics"
-    folder = args.checkpoint_dir or args.snapshot_dir
-    if args.checkpoint_dir and not args.restore_id:
-        args.snapshot_dir = args.checkpoint_dir
-    args.resume = args.resume or (args.continue_training and has_state(args.snapshot_dir))
-    if args.continue_training and not args.resume:
+    return complete(parser.parse_args(arguments))
+
+
+def complete(args: Namespace) -> Flags:
+    """The values of flags that are not given, by the original's script for Cityscapes or (--city-name) for CrossCity."""
+    given = Flags(**vars(args))
+    crosscity = bool(given.city_name)
+    usual = {
+        "target": "crosscity" if crosscity else "cityscapes",
+        "lambda_target": 0.1 if crosscity else 1.0,
+        "threshold": 0.98 if crosscity else 0.95,
+        "epoch_num": 10 if crosscity else given.round_num * given.epoch_each_round,
+    }
+    given = given.with_values(**{name: value for name, value in usual.items() if getattr(given, name) is None})
+    directory = given.checkpoint_dir if given.checkpoint_dir and not given.restore_id else given.snapshot_dir
+    resume = given.resume or (given.continue_training and has_state(directory))
+    return flags.complete(given).with_values(
+        batch_norm="frozen-statistics" if given.freeze_bn else given.batch_norm,
+        snapshot_dir=directory,
+        resume=resume,
+        restore_from=starting_point(given, directory, resume),
+    )
+
+
+def starting_point(args: Flags, directory: str, resume: bool) -> str | None:
+    """The file that --restore-from names, or the original's flags that say it in other words."""
+    folder, name = args.checkpoint_dir or directory, args.restore_id
+    if args.continue_training and not resume:
         usual, which = ("train_log", "best") if args.city_name else (f"gta52cityscapes_{args.target_mode}", "final")
-        args.restore_from = f"{folder}/{args.restore_id or usual}{which}.pth"
-    elif args.restore_id:
-        args.restore_from = f"{folder}/{args.restore_id}best.pth"
-    published = {"lambda_target": 0.1, "threshold": 0.98} if args.city_name else {"lambda_target": 1.0, "threshold": 0.95}
-    for name, value in published.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    args.epoch_num = args.epoch_num or (10 if args.city_name else args.round_num * args.epoch_each_round)
-    return args
+        return f"{folder}/{name or usual}{which}.pth"
+    return f"{folder}/{name}best.pth" if name else args.restore_from
 
 
-def class_weights(counts, ratio):
+def class_weights(counts: Tensor, ratio: float) -> Tensor:
     """Image-wise weights of the classes: 1 / max(count^ratio * total^(1-ratio), 1).
 
     Args:
@@ -135,7 +126,7 @@ def class_weights(counts, ratio):
     return 1 / (counts**ratio * total ** (1 - ratio)).clamp(min=1)
 
 
-def pixel_weights(probability, ratio):
+def pixel_weights(probability: Tensor, ratio: float) -> Tensor:
     """(N,1,H,W) weight of each pixel: that of the class it is predicted as, within its own image. Detached."""
     n, num_classes = probability.shape[:2]
     winner = probability.detach().argmax(1).view(n, -1)
@@ -145,7 +136,7 @@ def pixel_weights(probability, ratio):
     return weights.view(n, 1, *probability.shape[2:])
 
 
-def target_loss(logits, mode, ratio=0.2, threshold=0.95):
+def target_loss(logits: Tensor, mode: str, ratio: float = 0.2, threshold: float = 0.95) -> Tensor:
     """The loss on target images that `mode` names; see the module's docstring.
 
     Args:
@@ -168,7 +159,7 @@ def target_loss(logits, mode, ratio=0.2, threshold=0.95):
     return (values * pixel_weights(probability, ratio)).sum() / (n * num_classes)
 
 
-def pseudo_label(first, second, threshold):
+def pseudo_label(first: Tensor, second: Tensor, threshold: float) -> Tensor:
     """(N,H,W) uint8: the class of the larger mean probability where either classifier is surer than `threshold`, else 255.
 
     Args:
@@ -179,53 +170,53 @@ def pseudo_label(first, second, threshold):
     return label.where(sure, torch.full_like(label, IGNORED))
 
 
-def guidance_loss(low_logits, logits, threshold):
+def guidance_loss(low_logits: Tensor, logits: Tensor, threshold: float) -> Tensor:
     """Cross entropy of the lower classifier against what both classifiers say together (self-produced guidance)."""
     with torch.no_grad():
         label = pseudo_label(F.softmax(logits, dim=1), F.softmax(low_logits, dim=1), threshold)
     return cross_entropy(low_logits, label)
 
 
-def main(args):
+def main(args: Flags) -> None:
     device = set_up(args)
+    classes = flags.classes_of(args)
 
     # Data
     mirror = [RandomMirror()] if args.random_mirror else []
     blur = [RandomBlur()] if args.gaussian_blur else []
-    source_batches = source_loader(args, Compose([*mirror, Resize(args.input_size), *blur]))
-    target_batches = target_loader(args, Compose([*mirror, Resize(args.input_size_target), *blur]))
-    lay_out_epochs(args, source_batches, target_batches)
-    val_images = {"": target_val_loader(args), **({"source": source_val_loader(args)} if args.val_source else {})}
+    source_batches = source_loader(args, classes, Compose([*mirror, Resize(args.input_size), *blur]))
+    target_batches = target_loader(args, classes, Compose([*mirror, Resize(args.input_size_target), *blur]))
+    source_size, target_size = args.input_size[::-1], args.input_size_target[::-1]
+    plan = plan_epochs(args, classes, source_batches, target_batches)
 
     # Network
-    G = build_model(args.model, args.num_classes, aspp_branches=args.aspp_branches, batch_norm=args.batch_norm)
+    G = build_model(args.model, len(classes), aspp_branches=args.aspp_branches, batch_norm=args.batch_norm)
     if args.multi and len(G.head_names) == 1:
-        raise ValueError(f"--multi needs a network with a lower classifier; {args.model} has one classifier")
+        raise RunError(f"--multi needs a network with a lower classifier; {args.model} has one classifier")
     restore(G, args.restore_from)
     G.freeze_stem_norm()
     if not args.multi:
         for head in G.heads()[:-1]:
             head.requires_grad_(False)  # not used then, as in the original
     prepare(G, args, device).train()
+    levels = 2 if args.multi else 1
 
     # Optimizer
+    groups = G.parameter_groups()
     if args.optim == "SGD":
-        optimizer = segmentation_optimizer(G.parameter_groups(), args.updates, args.learning_rate, args.momentum,
-                                           args.weight_decay)  # fmt: skip
+        optimizer = segmentation_optimizer(groups, args.updates, args.learning_rate, args.momentum, args.weight_decay)
     else:
-        optimizer = adam(G.parameter_groups(), args.learning_rate, args.weight_decay)
+        optimizer = adam(groups, args.learning_rate, args.weight_decay)
 
     loaders = {"source": source_batches, "target": target_batches}
-    run = Run(args, device, args.source.upper(), {"": G}, {"G": optimizer}, loaders)
-    run.start()
+    validation = {"": target_val_loader(args, classes)}
+    if args.val_source:
+        validation["source"] = source_val_loader(args, classes)
+    run = Run(args, plan, device, args.source.upper(), {"": G}, {"G": optimizer}, loaders, validation)
     parallel_G = distributed.wrap(G)
-    levels = 2 if args.multi else 1
-    source_size, target_size = args.input_size[::-1], args.input_size_target[::-1]
 
-    for step in run.steps(args.num_steps_stop):
-        rate = poly(args.learning_rate, step, args.num_steps, args.power)
-        set_learning_rate(optimizer, rate)
-        optimizer.zero_grad(set_to_none=True)
+    for step in run.steps():
+        run.start_step(G=poly(args.learning_rate, step, plan.schedule_steps, args.power))
 
         # Source: cross entropy
         source = run.next(source_batches)
@@ -250,32 +241,22 @@ def main(args):
         run.backward(loss)
 
         run.update(optimizer)
-
-        run.log(step, losses, {"lr": rate})
-        run.save(step)
-        if run.due(step, args.save_pred_every):
-            run.add_picture(step, "source", prediction_panel(source, pred_source, args.save_num_images))
-            run.add_picture(step, "target", prediction_panel(target, pred_target, args.save_num_images))
-        if run.due(step, args.val_every):
-            for domain, images in val_images.items():
-                confusion = evaluate(G, images, args.num_classes, device, autocast=run.autocast)
-                run.record_validation(step, confusion, class_names(args.num_classes), domain)
+        run.end_step(step, losses, source=(source, pred_source), target=(target, pred_target))
 
 
-def lay_out_epochs(args, source_batches, target_batches):
-    """Turn epochs into steps where --num-steps and --num-steps-stop are not given, and validate after each epoch.
+def plan_epochs(args: Flags, classes: ClassSet, source_batches: EndlessLoader, target_batches: EndlessLoader) -> Plan:
+    """Epochs as steps where --num-steps and --num-steps-stop are not given, with a validation after each epoch.
 
-    An epoch is as long as the shorter data set; the learning rate is laid out for one step more, as in the original.
+    An epoch is as long as the shorter data set. The learning rate is laid out by the list of Cityscapes, for one step more
+    an epoch, as in the original: the source's where the target is CrossCity, the target's otherwise.
     """
     batch = args.batch_size * distributed.world_size()
-    images = min(len(source_batches.dataset), len(target_batches.dataset))
-    epoch = max(1, images // batch)
-    # The original counts the list of Cityscapes, which is the source of CrossCity and the target of everything else.
-    cityscapes = source_batches if args.source == "cityscapes" else target_batches
-    counted = min((len(cityscapes.dataset) + batch) // batch, LONGEST_EPOCH)
-    args.num_steps = args.num_steps or counted * args.epoch_num
-    args.num_steps_stop = min(args.num_steps_stop or epoch * args.epoch_num, args.num_steps)
-    args.val_every = epoch if args.val_every is None else args.val_every
+    source, target = len(source_batches.dataset), len(target_batches.dataset)
+    epoch = max(1, min(source, target) // batch)
+    counted = min(((source if args.source == "cityscapes" else target) + batch) // batch, LONGEST_EPOCH)
+    schedule_steps = args.num_steps or counted * args.epoch_num
+    steps = min(args.num_steps_stop or epoch * args.epoch_num, schedule_steps)
+    return Plan(classes, steps, schedule_steps, epoch if args.val_every is None else args.val_every, epoch)
 
 
 if __name__ == "__main__":

@@ -16,34 +16,26 @@ except in the stem, mirrored and blurred images. Its commands:
 Several GPUs: torchrun --nproc-per-node N train_source.py ... (the batch size is per process).
 """
 
-from dataset import class_names
 from dataset.transforms import Compose, RandomBlur, RandomMirror, Resize
 from model import build_model, upsample
-from utils import distributed
-from utils.arguments import (
-    WITHOUT_EFFECT,
-    Parser,
-    add_network_flags,
-    add_optimization_flags,
-    add_source_flags,
-    positive,
-    set_source_defaults,
-)
+from utils import distributed, flags
 from utils.device import prepare, set_up
-from utils.evaluation import evaluate
-from utils.loaders import source_loader, source_val_loader
+from utils.domains import source_loader, source_val_loader
+from utils.errors import exit_with_message
 from utils.losses import cross_entropy
-from utils.optimizers import adam, poly, segmentation_optimizer, set_learning_rate
-from utils.pictures import prediction_panel
+from utils.old_names import OLD_NAMES
+from utils.optimizers import adam, poly, segmentation_optimizer
+from utils.parser import Flags, Parser, positive
+from utils.plan import plan_steps
 from utils.run import Run
-from utils.start import exit_with_message, restore
+from utils.starting_weights import restore
 
 
-def get_arguments(arguments=None):
-    parser = Parser(__doc__)
-    add_source_flags(parser, aliases=("--dataset",))
-    add_network_flags(parser, model="DeepLab")
-    add_optimization_flags(parser, num_steps=250000, num_steps_stop=None, save_pred_every=5000)
+def get_arguments(arguments: list[str] | None = None) -> Flags:
+    parser = Parser(__doc__, OLD_NAMES["train_source.py"])
+    flags.add_source_flags(parser)
+    flags.add_network_flags(parser, model="DeepLab")
+    flags.add_optimization_flags(parser, num_steps=250000, num_steps_stop=None, save_pred_every=5000)
     parser.set_defaults(batch_norm="train")
     group = parser.add_argument_group("source training")
     group.add_argument("--iter-size", type=positive, default=1, help="sub-iterations whose gradients are accumulated")
@@ -54,27 +46,22 @@ def get_arguments(arguments=None):
     parser.add_switch("--freeze-bn", group=group, help="the original's name for --batch-norm frozen-statistics")
     parser.add_switch("--random-mirror", group=group, default=True, help="mirror every second image")
     parser.add_switch("--gaussian-blur", group=group, default=True, help="blur every second image, radius below 1 pixel")
-    parser.also("--resume", "--continue-training")
-    parser.also("--data-dir", "--data-root-path")
-    parser.also("--data-list", "--list-path")
-    parser.accept_without_effect(*WITHOUT_EFFECT, "--target-crop-size", takes_value=True)
-    args = set_source_defaults(parser.parse_args(arguments))
-    if args.freeze_bn:
-        args.batch_norm = "frozen-statistics"
-    args.num_steps_stop = args.num_steps_stop or args.num_steps
-    return args
+    args = flags.complete(parser.parse_args(arguments))
+    return args.with_values(batch_norm="frozen-statistics" if args.freeze_bn else args.batch_norm)
 
 
-def main(args):
+def main(args: Flags) -> None:
     device = set_up(args)
+    classes = flags.classes_of(args)
+    plan = plan_steps(args, classes)
 
     # Data
     augmentation = ([RandomMirror()] if args.random_mirror else []) + [Resize(args.input_size)]
     augmentation += [RandomBlur()] if args.gaussian_blur else []
-    source_batches, val_images = source_loader(args, Compose(augmentation)), source_val_loader(args)
+    batches, size = source_loader(args, classes, Compose(augmentation)), args.input_size[::-1]
 
     # Network
-    G = build_model(args.model, args.num_classes, aspp_branches=args.aspp_branches, batch_norm=args.batch_norm)
+    G = build_model(args.model, len(classes), aspp_branches=args.aspp_branches, batch_norm=args.batch_norm)
     restore(G, args.restore_from)
     G.freeze_stem_norm()
     if not args.multi:
@@ -84,40 +71,33 @@ def main(args):
     lambda_seg = [args.lambda_seg, 1.0][-len(G.head_names) :] if args.multi else [1.0]
 
     # Optimizer
+    groups = G.parameter_groups()
     if args.optim == "SGD":
-        optimizer = segmentation_optimizer(
-            G.parameter_groups(), args.updates, args.learning_rate, args.momentum, args.weight_decay
-        )
+        optimizer = segmentation_optimizer(groups, args.updates, args.learning_rate, args.momentum, args.weight_decay)
     else:
-        optimizer = adam(G.parameter_groups(), args.learning_rate, args.weight_decay)
+        optimizer = adam(groups, args.learning_rate, args.weight_decay)
 
-    run = Run(args, device, args.source.upper(), {"": G}, {"G": optimizer}, {"source": source_batches})
-    run.start()
-    parallel_G, size = distributed.wrap(G), args.input_size[::-1]
+    validation = {"": source_val_loader(args, classes)}
+    run = Run(args, plan, device, args.source.upper(), {"": G}, {"G": optimizer}, {"source": batches}, validation)
+    parallel_G = distributed.wrap(G)
 
-    for step in run.steps(args.num_steps_stop):
-        rate = poly(args.learning_rate, step, args.num_steps, args.power) * min(1, (step + 1) / max(args.warmup, 1))
-        set_learning_rate(optimizer, rate)
-        optimizer.zero_grad(set_to_none=True)
-        loss_seg = 0.0
+    for step in run.steps():
+        warm = min(1, (step + 1) / max(args.warmup, 1))
+        run.start_step(G=warm * poly(args.learning_rate, step, plan.schedule_steps, args.power))
+        losses = dict.fromkeys(("loss_seg_low", "loss_seg")[-len(lambda_seg) :], 0.0)
 
         for _ in range(args.iter_size):
-            source = run.next(source_batches)
+            source = run.next(batches)
             with run.autocast():
                 pred = [upsample(logits, size) for logits in parallel_G(source["image"])[-len(lambda_seg) :]]
-                loss = sum(weight * cross_entropy(p, source["label"]) for weight, p in zip(lambda_seg, pred, strict=True))
+                loss_seg = [cross_entropy(p, source["label"]) for p in pred]
+                loss = sum(weight * value for weight, value in zip(lambda_seg, loss_seg, strict=True))
             run.backward(loss / args.iter_size)
-            loss_seg += loss.detach() / args.iter_size
+            for name, value in zip(losses, loss_seg, strict=True):
+                losses[name] += value.detach() / args.iter_size
 
         run.update(optimizer)
-
-        run.log(step, {"loss_seg": loss_seg}, {"lr": rate})
-        run.save(step)
-        if run.due(step, args.save_pred_every):
-            run.add_picture(step, "source", prediction_panel(source, pred[-1], args.save_num_images))
-        if run.due(step, args.val_every):
-            confusion = evaluate(G, val_images, args.num_classes, device, autocast=run.autocast)
-            run.record_validation(step, confusion, class_names(args.num_classes))
+        run.end_step(step, losses, source=(source, pred[-1]))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,5 @@
-"""Data sets on disk to endless batches of uint8 samples. Start with `build_dataset` and `EndlessLoader`."""
+"""Data sets on disk to endless batches of uint8 samples.
 
-from .classes import CLASS_NAMES, PALETTE, class_names, label_table
-from .loader import EndlessLoader, sequential_loader
-from .reading import ReadError
-from .segmentation import SegmentationDataset, build_dataset
-
-__all__ = [
-    "CLASS_NAMES",
-    "PALETTE",
-    "EndlessLoader",
-    "ReadError",
-    "SegmentationDataset",
-    "build_dataset",
-    "class_names",
-    "label_table",
-    "sequential_loader",
-]
+Start with `dataset.segmentation.build_dataset` and `dataset.loader.EndlessLoader`. Nothing is imported here, so that what needs
+no PyTorch (`dataset.catalogue`, `dataset.layouts`) loads without it.
+"""

@@ -3,62 +3,75 @@
 import json
 import os
 import pickle
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from .classes import IGNORED, class_names, subset
+from .catalogue import CITYSCAPES, IGNORED, ClassSet
+from .errors import DataError
+from .layouts import Record
+from .segmentation import SegmentationDataset
 
 # Counts of seen classes start afresh after so many draws.
 DRAWS_PER_ROUND = 3000
 
 
-class StatisticsError(ValueError):
+class StatisticsError(DataError):
     """A file of class statistics that cannot be read or does not fit; the message names it and the way out."""
 
 
-def count_classes(dataset, workers, progress=True):
-    """{label file name: ascending ids of the classes in it} of a labelled `SegmentationDataset`, read by `workers` processes.
+def count_classes(dataset: SegmentationDataset, workers: int, progress: bool = True) -> dict[str, list[int]]:
+    """{label's name: ascending ids of the classes in it} of a labelled data set, read by `workers` processes.
 
     Raises:
-        FileNotFoundError, ReadError: naming the label file.
+        MissingDataError, ReadError: naming the label file.
     """
     jobs = [(record.label, dataset.table, dataset.read_label) for record in dataset.records]
     with ProcessPoolExecutor(workers) as pool:
-        found = pool.map(_classes_in, jobs, chunksize=16)
-        found = list(tqdm(found, total=len(jobs), unit="label", disable=not progress))
-    return {os.path.basename(job[0]): ids for job, ids in zip(jobs, found, strict=True)}
+        results = pool.map(_classes_in, jobs, chunksize=16)
+        found = list(tqdm(results, total=len(jobs), unit="label", disable=not progress))
+    return {label_name(record): ids for record, ids in zip(dataset.records, found, strict=True)}
 
 
-def _classes_in(job):
+def label_name(record: Record) -> str:
+    """What a label is called in statistics: its file's name, in a plain folder with the folders below that of the split."""
+    return os.path.join(os.path.dirname(record.name), os.path.basename(record.label or ""))
+
+
+def _classes_in(job: tuple) -> list[int]:
     path, table, read_label = job
-    ids = np.unique(table[np.unique(read_label(path).numpy())])
+    ids = np.unique(table[np.unique(read_label(path))])
     return ids[ids != IGNORED].tolist()
 
 
-def write_statistics(path, file_to_label, num_classes):
+def write_statistics(path: str, file_to_label: Mapping[str, list[int]], classes: ClassSet) -> None:
     """Write statistics as JSON, atomically."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(f"{path}.tmp", "w") as file:
-        json.dump({"num_classes": num_classes, "classes": class_names(num_classes), "file_to_label": file_to_label}, file)
+        json.dump({"num_classes": len(classes), "classes": classes.names, "file_to_label": file_to_label}, file)
     os.replace(f"{path}.tmp", path)
 
 
-def read_statistics(path, num_classes):
+Statistics = tuple[list[list[str]], dict[str, list[int]]]
+
+
+def read_statistics(path: str, classes: ClassSet) -> Statistics:
     """Read (label_to_file, file_to_label): our JSON, or FADA's `*_label_info.p` with a reader that runs no code.
 
     Raises:
-        StatisticsError: the file is neither, is damaged, or is for another number of classes.
+        StatisticsError: the file is neither, is damaged, or is for other classes.
     """
     try:
         with open(path, "rb") as file:
             content = file.read(2)
             file.seek(0)
             if content[:1] == b"{":
-                return _from_json(json.load(file), path, num_classes)
+                return _from_json(json.load(file), path, classes)
             label_to_file, file_to_label = _PlainUnpickler(file).load()
-            return _checked(*_of_subset(label_to_file, file_to_label, num_classes), path, num_classes)
+            return _checked(*_of_subset(label_to_file, file_to_label, classes), path, classes)
     except OSError:
         raise
     except StatisticsError as error:
@@ -69,58 +82,70 @@ def read_statistics(path, num_classes):
         ) from error
 
 
-def _of_subset(label_to_file, file_to_label, num_classes):
-    """19 classes to the 16 or 13 among them, whose ids are other ones."""
-    if len(label_to_file) != 19 or num_classes == 19:
+def _of_subset(label_to_file: list, file_to_label: dict, classes: ClassSet) -> Statistics:
+    """FADA's files name no classes: they are Cityscapes' 19, or already those among them that are asked for."""
+    if not set(classes.names) <= set(CITYSCAPES.names):
+        raise StatisticsError(f"FADA's files count Cityscapes' classes, not {', '.join(classes.names)}")
+    if len(label_to_file) != len(CITYSCAPES) or classes.names == CITYSCAPES.names:
         return label_to_file, file_to_label
-    ids = {train_id: i for i, train_id in enumerate(subset(num_classes))}
-    kept = {name: [ids[label] for label in labels if label in ids] for name, labels in file_to_label.items()}
-    return [label_to_file[train_id] for train_id in subset(num_classes)], kept
+    train_ids = [CITYSCAPES.names.index(name) for name in classes.names]
+    kept = {
+        name: [position for position, train_id in enumerate(train_ids) if train_id in labels]
+        for name, labels in file_to_label.items()
+    }
+    return [label_to_file[train_id] for train_id in train_ids], kept
 
 
 class _PlainUnpickler(pickle.Unpickler):
     """Reads lists, tuples, dicts, strings and numbers; anything that would need a class or function is refused."""
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         raise StatisticsError(f"refused, it holds {module}.{name}; class statistics are lists, dicts, strings and numbers")
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid: Any) -> Any:
         raise StatisticsError("refused, it refers to objects outside the file")
 
 
-def _from_json(content, path, num_classes):
-    if content.get("num_classes") != num_classes:
-        raise StatisticsError(f"{path}: made for {content.get('num_classes')} classes, not {num_classes}")
+def _from_json(content: dict, path: str, classes: ClassSet) -> Statistics:
+    if content.get("num_classes") != len(classes):
+        raise StatisticsError(f"{path}: made for {content.get('num_classes')} classes, not {len(classes)}")
+    if content["classes"] != list(classes.names):
+        raise StatisticsError(
+            f"{path}: made for other classes ({', '.join(content['classes'])}), not {', '.join(classes.names)}; make it anew "
+            "with scripts/class_statistics.py"
+        )
     file_to_label = content["file_to_label"]
-    return _checked(files_of_classes(file_to_label, num_classes), file_to_label, path, num_classes)
+    return _checked(files_of_classes(file_to_label, len(classes)), file_to_label, path, classes)
 
 
-def _checked(label_to_file, file_to_label, path, num_classes):
-    if len(label_to_file) != num_classes:
-        raise StatisticsError(f"{path}: made for {len(label_to_file)} classes, not {num_classes}")
+def _checked(label_to_file: list, file_to_label: dict, path: str, classes: ClassSet) -> Statistics:
+    if len(label_to_file) != len(classes):
+        raise StatisticsError(f"{path}: made for {len(label_to_file)} classes, not {len(classes)}")
     labels = {label for ids in file_to_label.values() for label in ids}
     if not all(isinstance(label, int) and 0 <= label < len(label_to_file) for label in labels):
         raise StatisticsError(f"{path}: holds class ids outside 0..{len(label_to_file) - 1}")
     return label_to_file, file_to_label
 
 
-def files_of_classes(file_to_label, num_classes):
+def files_of_classes(file_to_label: Mapping[str, list[int]], num_classes: int) -> list[list[str]]:
     """label_to_file, one list of files per class in the order of their names, from file_to_label."""
-    lists = [[] for _ in range(num_classes)]
+    lists: list[list[str]] = [[] for _ in range(num_classes)]
     for name in sorted(file_to_label):
         for label in file_to_label[name]:
             lists[label].append(name)
     return lists
 
 
-def class_balanced_order(dataset, statistics, seed, source="statistics"):
-    """A `ClassBalancedOrder` of a data set's images, statistics matched by the names of the label files.
+def class_balanced_order(
+    dataset: SegmentationDataset, statistics: Statistics, seed: int, source: str = "statistics"
+) -> "ClassBalancedOrder":
+    """A `ClassBalancedOrder` of a data set's images, statistics matched by the names of the labels.
 
     Raises:
         StatisticsError: the statistics lack some of the images, or no image has any class.
     """
     label_to_file, file_to_label = statistics
-    index = {os.path.basename(record.label): i for i, record in enumerate(dataset.records)}
+    index = {label_name(record): i for i, record in enumerate(dataset.records)}
     missing = [name for name in index if name not in file_to_label]
     if missing:
         raise StatisticsError(
@@ -145,7 +170,7 @@ class ClassBalancedOrder:
         seed: of NumPy's legacy generator, as in the original.
     """
 
-    def __init__(self, lists, classes, seed):
+    def __init__(self, lists: Sequence[Sequence[int]], classes: Mapping[int, list[int]], seed: int) -> None:
         self.lists, self.classes = [list(files) for files in lists], classes
         self.absent = [c for c, files in enumerate(lists) if not files]
         if len(self.absent) == len(lists):
@@ -153,14 +178,14 @@ class ClassBalancedOrder:
         self.rng = np.random.RandomState(seed % 2**32)
         self.position = [0] * len(lists)
         self.counts = np.zeros(len(lists))
-        self.drawn = []
+        self.drawn: list[int] = []
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: int) -> int:
         while len(self.drawn) <= k:
             self.drawn.append(self._draw())
         return self.drawn[k]
 
-    def _draw(self):
+    def _draw(self) -> int:
         if len(self.drawn) % DRAWS_PER_ROUND == 0:
             self.counts[:] = 0
         cumulative = self.probabilities(self.counts).cumsum()
@@ -175,7 +200,7 @@ class ClassBalancedOrder:
         self.counts[self.classes[image]] += 1
         return image
 
-    def probabilities(self, counts):
+    def probabilities(self, counts: np.ndarray) -> np.ndarray:
         """How likely each class is drawn next after `counts` sightings."""
         total = counts.sum()
         weights = 1 / np.log(1.01 + (counts / total if total else counts))

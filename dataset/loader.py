@@ -1,13 +1,32 @@
 """Endless, seeded iteration that can be continued from one number."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, cast
+
 import torch
-from torch.utils.data import DataLoader, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+
+from .errors import DataError
 
 GOLDEN_RATIO = 0x9E3779B97F4A7C15
 
 
-class LoaderStateError(ValueError):
+class LoaderStateError(DataError):
     """A saved position belongs to another data set, seed or batch size."""
+
+
+class SizedDataset(Protocol):
+    """A data set whose samples are asked for by index, or by (index, seed, batch_seed)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any) -> Any: ...
+
+
+class Order(Protocol):
+    """`order[k]` is the index of sample k of an endless stream."""
+
+    def __getitem__(self, k: int) -> int: ...
 
 
 class EndlessLoader:
@@ -23,30 +42,41 @@ class EndlessLoader:
     Raises (from `next`): whatever the data set raises, naming the file.
     """
 
-    def __init__(self, dataset, batch_size, seed, num_workers=0, rank=0, world_size=1, order=None):
+    def __init__(
+        self,
+        dataset: SizedDataset,
+        batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        order: Order | None = None,
+    ) -> None:
         self.order = order
         self.dataset, self.batch_size, self.seed, self.num_workers = dataset, batch_size, seed, num_workers
         self.rank, self.world_size = rank, world_size
         self.position = 0
-        self._batches = None
+        self._batches: Iterator[dict[str, Any]] | None = None
+        self._epoch = -1  # of the permutation drawn last
+        self._order: list[int] = []
 
-    def __iter__(self):
+    def __iter__(self) -> "EndlessLoader":
         return self
 
-    def __next__(self):
+    def __next__(self) -> dict[str, Any]:
         if self._batches is None:
             self._batches = iter(self._loader())
         batch = next(self._batches)
         self.position += 1
         return batch
 
-    def close(self):
+    def close(self) -> None:
         """Let the workers end; the next batch would start new ones."""
         self._batches = None
 
-    def _loader(self):
+    def _loader(self) -> DataLoader:
         return DataLoader(
-            self.dataset,
+            cast(Dataset, self.dataset),
             batch_sampler=_Stream(self),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -54,24 +84,24 @@ class EndlessLoader:
             generator=torch.Generator(),  # or it would draw from the generator that dropout uses
         )
 
-    def keys(self, position):
+    def keys(self, position: int) -> list[tuple[int, int, int]]:
         """The data set keys (index, seed, batch_seed) of this process's batch number `position`."""
         first = (position * self.world_size + self.rank) * self.batch_size
         return [(self._index(k), _mix(self.seed, k), _mix(~self.seed, position)) for k in range(first, first + self.batch_size)]
 
-    def _index(self, k):
+    def _index(self, k: int) -> int:
         if self.order is not None:
             return self.order[k]
         epoch, place = divmod(k, len(self.dataset))
-        if getattr(self, "_epoch", None) != epoch:
+        if self._epoch != epoch:
             generator = torch.Generator().manual_seed(_mix(self.seed, epoch) % 2**63)
             self._epoch, self._order = epoch, torch.randperm(len(self.dataset), generator=generator).tolist()
         return self._order[place]
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, int]:
         return {"position": self.position, **self._identity()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue from a saved position.
 
         Raises:
@@ -83,7 +113,7 @@ class EndlessLoader:
         self.position = state["position"]
         self._batches = None
 
-    def _identity(self):
+    def _identity(self) -> dict[str, int]:
         return {
             "seed": self.seed,
             "number_of_images": len(self.dataset),
@@ -94,19 +124,19 @@ class EndlessLoader:
 class _Stream(Sampler):
     """The keys of one batch after the other, from the loader's position on."""
 
-    def __init__(self, loader):
+    def __init__(self, loader: EndlessLoader) -> None:
         self.loader, self.start = loader, loader.position
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         position = self.start
         while True:
             yield self.loader.keys(position)
             position += 1
 
 
-def sequential_loader(dataset, num_workers=0, rank=0, world_size=1):
+def sequential_loader(dataset: SizedDataset, num_workers: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader:
     """Every sample once, in order, one at a time; each process reads its share, and none is repeated to fill up."""
-    share = Subset(dataset, range(rank, len(dataset), world_size))
+    share: Subset = Subset(cast(Dataset, dataset), range(rank, len(dataset), world_size))
     return DataLoader(
         share,
         batch_size=1,
@@ -117,7 +147,7 @@ def sequential_loader(dataset, num_workers=0, rank=0, world_size=1):
     )
 
 
-def _mix(seed, number):
+def _mix(seed: int, number: int) -> int:
     """Two integers to one well-scattered 64-bit seed (splitmix64)."""
     value = (seed * GOLDEN_RATIO + number + 1) * GOLDEN_RATIO % 2**64
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
@@ -125,5 +155,5 @@ def _mix(seed, number):
     return value ^ value >> 31
 
 
-def _one_thread(worker):
+def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)

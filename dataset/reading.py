@@ -1,159 +1,208 @@
-"""Decoding images and labels; every error names the file."""
+"""Decoding images and labels; every error names the file.
 
+Images are decoded by TorchCodec, which is fastest, or else by Pillow; labels always by Pillow, so that PyTorch is not needed.
+"""
+
+import io
 import os
-import warnings
+from collections.abc import Callable, Collection, Mapping
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from PIL import Image
-from scipy.io import loadmat
-from torchvision.io import ImageReadMode, decode_image, read_file
+from PIL import Image, ImageFile
 
-from .classes import TRAINID_TO_LABELID
+from .errors import DataError, MissingDataError
 
-# It decodes PNGs faster than Pillow, and SYNTHIA's 16-bit labels at all; deprecated since 0.29, present up to 0.30.
-warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities", category=DeprecationWarning)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+# PNG's colour types.
+GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
+TITLES = {GREY: "grey", RGB: "RGB", PALETTE: "palette", GREY_ALPHA: "grey and alpha (2 channels)", RGB_ALPHA: "RGBA"}
+# Pillow's modes of grey images with more than 8 bits, which its conversion to RGB would cut off at 255.
+DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-class ReadError(OSError):
+class ReadError(DataError, OSError):
     """A file cannot be decoded, or is not what it should be."""
 
 
-def read_image(path):
-    """Read a PNG or JPEG as a (3,H,W) uint8 RGB tensor.
+def read_image(path: str) -> "Tensor":
+    """Read a PNG, JPEG, WebP or TIFF as a (3,H,W) uint8 RGB tensor: the stored pixels, whatever an EXIF orientation says.
+
+    Of 16-bit images the high bytes are taken. A pixel's channels lie side by side in memory, which resizing is fastest with.
 
     Raises:
-        FileNotFoundError, ReadError: naming the file.
+        MissingDataError, ReadError: naming the file.
     """
-    return _decode(path, ImageReadMode.RGB)
+    import torch
+
+    _check_exists(path)
+    try:
+        with open(path, "rb") as file:
+            encoded = file.read()
+        with Image.open(io.BytesIO(encoded)) as image:
+            decode = torchcodec_decoder() if _same_with_torchcodec(image, encoded) else None
+            if decode is not None:
+                return decode(encoded)
+            return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+    except Exception as error:
+        raise _unreadable(path, error) from error
 
 
-def read_label(path, colours=None):
-    """Read a label file as an (H,W) tensor of raw ids: uint8 for grey and palette PNGs, and SYNTHIA's first channel.
+@cache
+def torchcodec_decoder() -> "Callable[[bytes], Tensor] | None":
+    """TorchCodec's function from encoded bytes to a (3,H,W) uint8 tensor; None where it is not installed or does not load."""
+    try:
+        from torchcodec.decoders import decode_image
+    except (ImportError, OSError, RuntimeError):
+        return None
+    return decode_image
+
+
+def _same_with_torchcodec(image: Image.Image, encoded: bytes) -> bool:
+    """Whether TorchCodec gives the pixels that Pillow gives: it turns images by their EXIF orientation, and rounds 16 bits."""
+    if image.format not in ("PNG", "JPEG", "WEBP") or "exif" in image.info or getattr(image, "is_animated", False):
+        return False
+    return image.format != "PNG" or encoded[24] <= 8
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """(H,W,3) uint8."""
+    if image.mode == "F":
+        raise ReadError("its pixels are floats")
+    if image.mode not in DEEP_GREY:
+        return np.array(image.convert("RGB"))
+    grey = np.asarray(image) >> 8
+    if grey.min() < 0 or grey.max() > 255:
+        raise ReadError("its pixels are not of 8 or 16 bits")
+    return np.repeat(grey[..., None].astype(np.uint8), 3, axis=2)
+
+
+def read_label(path: str, colours: Mapping[tuple[int, int, int], int] | None = None) -> np.ndarray:
+    """Read an 8-bit grey or a palette PNG as an (H,W) uint8 array of raw ids.
 
     Args:
         colours: {(red, green, blue): id} (see `read_gta5_colours`), for labels that were saved as RGB pictures.
 
     Raises:
-        FileNotFoundError, ReadError: naming the file; without `colours` an RGB picture is refused, for it holds no ids.
+        MissingDataError, ReadError: naming the file; without `colours` an RGB picture is refused, for it holds no ids.
     """
-    kind = _png_kind(path)
-    if kind == "16-bit":
-        return _synthia_classes(path)
-    if kind == "rgb" and colours is not None:
-        return _ids_of_colours(path, colours)
-    if kind == "rgb":
+    depth, kind = _png_header(path)
+    if depth == 8 and kind in (RGB, RGB_ALPHA):
+        if colours is not None:
+            return _ids_of_colours(path, colours)
         raise ReadError(
             f"{path}: an RGB picture, not a label map of ids (a colour version of the labels? With the official mapping.mat in "
             "its root GTA5 is read from colours too)"
         )
-    try:
-        with Image.open(path) as image:
-            return torch.from_numpy(np.array(image))
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    if kind != PALETTE and (depth != 8 or kind != GREY):
+        raise ReadError(f"{path}: {_described(depth, kind)}; maps of ids are 8-bit grey or palette PNGs")
+    return _decoded(path, np.array)
 
 
-def read_synthia_label(path):
-    """Read a SYNTHIA label: the class ids 0..22 in the first channel of a 16-bit three-channel PNG, as uint8.
+def read_synthia_label(path: str) -> np.ndarray:
+    """Read a SYNTHIA label: the class ids 0..22 in the first channel of a 16-bit RGB PNG, as (H,W) uint8.
 
-    Pillow and OpenCV's defaults must not be used: they keep the high byte, and every class becomes 0.
+    Pillow's and OpenCV's defaults must not be used: they keep the high byte, and every class becomes 0.
 
     Raises:
-        FileNotFoundError, ReadError: naming the file; an 8-bit picture is refused, it has lost its classes.
+        MissingDataError, ReadError: naming the file; an 8-bit picture is refused, it has lost its classes.
     """
-    kind = _png_kind(path)
-    if kind == "16-bit":
-        return _synthia_classes(path)
-    if kind == "rgb":
+    depth, kind = _png_header(path)
+    if (depth, kind) != (16, RGB):
         raise ReadError(
-            f"{path}: an 8-bit RGB PNG, but SYNTHIA's labels (GT/LABELS) are 16-bit; this one was converted or holds colours"
+            f"{path}: {_described(depth, kind)}, but SYNTHIA's labels (GT/LABELS) are 16-bit RGB; this one was converted or "
+            "holds colours"
         )
-    return read_label(path)
+    high, low = (_decoded(path, partial(_bytes_of_16_bits, order=order)) for order in "BL")
+    if high.any():
+        largest = (high.astype(int) * 256 + low).max()
+        raise ReadError(f"{path}: class ids up to {largest} in the first channel; is this a SYNTHIA label?")
+    return low
 
 
-def read_gta5_colours(path):
+def _bytes_of_16_bits(image: ImageFile.ImageFile, order: str) -> np.ndarray:
+    """The first channel's high bytes (`order` B) or low bytes (L): Pillow keeps one of the two, and can be told which."""
+    tiles: list[Any] = image.tile
+    codec, extents, offset, raw_mode = tiles[0]
+    tiles[0] = (codec, extents, offset, raw_mode.replace("16B", f"16{order}"))
+    return np.array(image)[..., 0]
+
+
+def read_gta5_colours(path: str, class_ids: Collection[int]) -> dict[tuple[int, int, int], int]:
     """The official GTA5 toolkit's `mapping.mat`: the label id that each colour of `cityscapesMap` stands for.
 
-    Row i is the colour of id i, in 0..1. Where ids share a colour, the one that is a class counts (car and licence plate do).
+    Row i is the colour of id i, in 0..1. Where ids share a colour, the one of `class_ids` counts (car and licence plate do).
 
     Raises:
-        ReadError: no MATLAB file, or without a colour for each of the 34 label ids.
+        ReadError: no MATLAB file, or without a colour for each of the label ids.
     """
+    from scipy.io import loadmat  # slow to import, and only needed here
+
     try:
         table = np.asarray(loadmat(path)["cityscapesMap"], np.float64)
     except Exception as error:
         raise ReadError(f"{path}: cannot be read as GTA5's mapping.mat ({type(error).__name__}: {error})") from error
-    if (
-        table.ndim != 2
-        or table.shape[1] != 3
-        or len(table) <= max(TRAINID_TO_LABELID)
-        or not 0 <= table.min() <= table.max() <= 1
-    ):
+    right_shape = table.ndim == 2 and table.shape[1] == 3 and len(table) > max(class_ids)
+    if not right_shape or not 0 <= table.min() <= table.max() <= 1:
         raise ReadError(f"{path}: its cityscapesMap is no table of colours (34 or more rows of 3 numbers in 0..1)")
-    colours = [tuple(colour) for colour in np.rint(table * 255).astype(int).tolist()]
+    colours = [(red, green, blue) for red, green, blue in np.rint(table * 255).astype(int).tolist()]
     ids = {colour: label_id for label_id, colour in enumerate(colours)}
-    return ids | {colours[label_id]: label_id for label_id in TRAINID_TO_LABELID}
+    return ids | {colours[label_id]: label_id for label_id in class_ids}
 
 
-def image_size(path):
+def image_size(path: str) -> tuple[int, int]:
     """(width, height) of an image from its header alone.
 
     Raises:
-        FileNotFoundError, ReadError: naming the file.
+        MissingDataError, ReadError: naming the file.
     """
-    _check_exists(path)
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    return _decoded(path, lambda image: image.size)
 
 
-def _ids_of_colours(path, colours):
-    packed = _decode(path, ImageReadMode.RGB).long()
-    packed = packed[0] << 16 | packed[1] << 8 | packed[2]
-    present, where = packed.unique(return_inverse=True)
-    present = [(value >> 16, value >> 8 & 255, value & 255) for value in present.tolist()]
-    unknown = [colour for colour in present if colour not in colours]
+def _ids_of_colours(path: str, colours: Mapping[tuple[int, int, int], int]) -> np.ndarray:
+    pixels = _decoded(path, _rgb).astype(np.int32)
+    packed = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+    present, where = np.unique(packed, return_inverse=True)
+    found = [(value >> 16, value >> 8 & 255, value & 255) for value in present.tolist()]
+    unknown = [colour for colour in found if colour not in colours]
     if unknown:
         raise ReadError(f"{path}: {len(unknown)} of its colours stand for no label id, the first is {unknown[0]}")
-    return torch.tensor([colours[colour] for colour in present], dtype=torch.uint8)[where]
+    return np.array([colours[colour] for colour in found], np.uint8)[where].reshape(packed.shape)
 
 
-def _synthia_classes(path):
-    classes = _decode(path, ImageReadMode.UNCHANGED)[0].numpy()
-    if classes.max() > 255:
-        raise ReadError(f"{path}: class ids up to {classes.max()} in the first channel; is this a SYNTHIA label?")
-    return torch.from_numpy(classes.astype(np.uint8))
-
-
-def _png_kind(path):
-    """ "16-bit", "rgb" or "ids", from the PNG header: bit depth and colour type."""
+def _png_header(path: str) -> tuple[int, int]:
+    """Bits a channel, and the colour type."""
     _check_exists(path)
     with open(path, "rb") as file:
         header = file.read(26)
     if len(header) < 26 or header[:8] != b"\x89PNG\r\n\x1a\n":
         raise ReadError(f"{path}: not a PNG file (labels are PNGs)")
-    depth, colour_type = header[24], header[25]
-    if depth == 16:
-        return "16-bit"
-    return "rgb" if colour_type in (2, 6) else "ids"
+    return header[24], header[25]
 
 
-def _decode(path, mode):
+def _described(depth: int, kind: int) -> str:
+    return f"{'an' if depth == 8 else 'a'} {depth}-bit {TITLES.get(kind, 'unknown')} PNG"
+
+
+def _decoded(path: str, read: Callable[[ImageFile.ImageFile], Any]) -> Any:
+    """What `read` makes of the opened image."""
     _check_exists(path)
     try:
-        return decode_image(read_file(str(path)), mode)
+        with Image.open(path) as image:
+            return read(image)
     except Exception as error:
         raise _unreadable(path, error) from error
 
 
-def _check_exists(path):
+def _check_exists(path: str) -> None:
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such file")
+        raise MissingDataError(f"{path}: no such file")
 
 
-def _unreadable(path, error):
+def _unreadable(path: str, error: Exception) -> ReadError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ReadError(f"{path}: cannot be read, truncated or not an image ({reason})")

@@ -4,13 +4,17 @@ Images are (3,H,W) uint8, labels (H,W) uint8 ids. Most originals resize with Pil
 MXNet CBST with Pillow by a rule of its own; their numbers depend on it, so there is a function for each.
 """
 
+from collections.abc import Sequence
+from typing import overload
+
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
 
 
-def resize_image(image, size):
+def resize_image(image: Tensor, size: Sequence[int]) -> Tensor:
     """(3,h,w) uint8 to (3,H,W) uint8, bicubic with antialiasing: at most 2 grey levels from the originals' Pillow, and faster.
 
     Both resize the rows first and round in between. Pillow 13 takes the columns first where the height shrinks more
@@ -21,14 +25,18 @@ def resize_image(image, size):
     return F.interpolate(image[None], size=tuple(size), mode="bicubic", antialias=True)[0]
 
 
-def resize_label(label, size):
+@overload
+def resize_label(label: Tensor, size: Sequence[int]) -> Tensor: ...
+@overload
+def resize_label(label: None, size: Sequence[int]) -> None: ...
+def resize_label(label: Tensor | None, size: Sequence[int]) -> Tensor | None:
     """(h,w) uint8 ids to (H,W), nearest as Pillow rounds it (torchvision takes another pixel at ties); None stays None."""
     if label is None or label.shape == tuple(size):
         return label
-    return torch.from_numpy(np.array(Image.fromarray(label.numpy()).resize((size[1], size[0]), Image.NEAREST)))
+    return torch.from_numpy(np.array(Image.fromarray(label.numpy()).resize((size[1], size[0]), Image.Resampling.NEAREST)))
 
 
-def resize_by(image, factor, window=None):
+def resize_by(image: Tensor, factor: float, window: tuple[int, int, int, int] | None = None) -> Tensor:
     """(C,h,w) resized by `factor` with bilinear weights at (x + 0.5) / factor - 0.5, as OpenCV does; only `window` of it.
 
     uint8 images are computed in OpenCV's fixed-point arithmetic (differences of at most 1 grey level), floats exactly.
@@ -37,7 +45,7 @@ def resize_by(image, factor, window=None):
         window: (top, left, height, width) in the resized image, which is as large as round(side * factor); default: all.
     """
     if window is None:
-        window = (0, 0, *(round(side * factor) for side in image.shape[1:]))
+        window = (0, 0, round(image.shape[1] * factor), round(image.shape[2] * factor))
     if factor == 1.0:
         return image[:, window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
     (y0, y1, wy), (x0, x1, wx) = (_taps(image.shape[1 + axis], factor, window[axis], window[axis + 2]) for axis in (0, 1))
@@ -53,7 +61,7 @@ def resize_by(image, factor, window=None):
     return ((above + below + 2) >> 2).to(torch.uint8)
 
 
-def _taps(side, factor, start, count):
+def _taps(side: int, factor: float, start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The two source pixels and the second one's weight for `count` pixels of a resized axis from `start` on."""
     position = (torch.arange(start, start + count, dtype=torch.float64) + 0.5) * (1.0 / factor) - 0.5
     position = position.clamp(0, side - 1)
@@ -61,13 +69,13 @@ def _taps(side, factor, start, count):
     return lower, (lower + 1).clamp(max=side - 1), (position - lower).float()
 
 
-def nearest_positions(side, factor):
+def nearest_positions(side: int, factor: float) -> Tensor:
     """The source position of each pixel of an axis resized by `factor` with the nearest pixel, as OpenCV takes it."""
     position = torch.arange(round(side * factor), dtype=torch.float64) * (1.0 / factor)
     return position.floor().long().clamp(max=side - 1)
 
 
-def resize_picture(image, size):
+def resize_picture(image: Tensor, size: Sequence[int]) -> Tensor:
     """(3,h,w) uint8 to (3,H,W) by Pillow: Lanczos if both sides shrink, bicubic if both grow, bilinear otherwise."""
     if tuple(image.shape[1:]) == tuple(size):
         return image
@@ -76,20 +84,20 @@ def resize_picture(image, size):
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
-def pillow_filter(size, new_size):
+def pillow_filter(size: Sequence[int], new_size: Sequence[int]) -> Image.Resampling:
     """CBST's rule for the filter of a resize between two (H,W)."""
     if all(new > old for old, new in zip(size, new_size, strict=True)):
-        return Image.BICUBIC
+        return Image.Resampling.BICUBIC
     if all(new < old for old, new in zip(size, new_size, strict=True)):
-        return Image.LANCZOS
-    return Image.BILINEAR
+        return Image.Resampling.LANCZOS
+    return Image.Resampling.BILINEAR
 
 
-def resize_planes(planes, size):
+def resize_planes(planes: Tensor, size: Sequence[int]) -> Tensor:
     """(1,C,h,w) floats to (1,C,H,W), each plane as Pillow resizes it; Lanczos, which PyTorch lacks, is Pillow itself."""
     kind = pillow_filter(planes.shape[-2:], size)
-    if kind == Image.LANCZOS:
+    if kind == Image.Resampling.LANCZOS:
         resized = [np.array(Image.fromarray(plane).resize((size[1], size[0]), kind)) for plane in planes[0].cpu().numpy()]
         return torch.from_numpy(np.stack(resized))[None].to(planes)
-    mode = "bicubic" if kind == Image.BICUBIC else "bilinear"
+    mode = "bicubic" if kind == Image.Resampling.BICUBIC else "bilinear"
     return F.interpolate(planes, size=tuple(size), mode=mode, antialias=True, align_corners=False)

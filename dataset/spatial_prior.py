@@ -5,23 +5,32 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
-from scipy.io import loadmat, savemat
-from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from utils.files import replacing
+
+from .errors import DataError
 from .resizing import resize_label
+from .segmentation import SegmentationDataset
 
 # The paper smooths with a 70x70 kernel at a width of 2048 and gives no sigma; a kernel reaches three sigmas to each side.
 SIGMA_AT_2048 = 70 / 6
 LABELS_A_JOB = 32
 
 
-class PriorError(ValueError):
+class PriorError(DataError):
     """A file that holds no usable prior; the message names it."""
 
 
-def compute_prior(dataset, num_classes, size, sigma=None, workers=1, progress=True):
+def compute_prior(
+    dataset: SegmentationDataset,
+    num_classes: int,
+    size: tuple[int, int],
+    sigma: float | None = None,
+    workers: int = 1,
+    progress: bool = True,
+) -> np.ndarray:
     """How often each class is at each pixel of `size` (W,H), smoothed: (C,H,W) float32, every class with mean 1.
 
     A scale common to all classes cancels in CBST. A class that no image has gets 1 everywhere: no opinion.
@@ -31,7 +40,7 @@ def compute_prior(dataset, num_classes, size, sigma=None, workers=1, progress=Tr
         sigma: of the Gaussian in pixels (default: 70 / 6 at a width of 2048, in proportion at others).
 
     Raises:
-        FileNotFoundError, ReadError: naming the label file.
+        MissingDataError, ReadError: naming the label file.
     """
     sigma = SIGMA_AT_2048 * size[0] / 2048 if sigma is None else sigma
     paths = [record.label for record in dataset.records]
@@ -44,25 +53,27 @@ def compute_prior(dataset, num_classes, size, sigma=None, workers=1, progress=Tr
     return np.stack([_plane(count, sigma) for count in counts])
 
 
-def _count(job):
+def _count(job: tuple) -> np.ndarray:
     paths, table, read_label, num_classes, (width, height) = job
     counts = np.zeros((num_classes, height, width), np.uint8)  # a job has fewer labels than 256
     for path in paths:
-        label = table[resize_label(read_label(path), (height, width)).numpy()]
+        label = table[resize_label(torch.from_numpy(read_label(path)), (height, width)).numpy()]
         for c in np.unique(label):
             if c < num_classes:
                 counts[c] += label == c
     return counts
 
 
-def _plane(count, sigma):
+def _plane(count: np.ndarray, sigma: float) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter  # slow to import, and only needed here
+
     if not count.any():
         return np.ones(count.shape, np.float32)
     smooth = gaussian_filter(count.astype(np.float32), sigma, mode="nearest") if sigma else count.astype(np.float32)
     return smooth / smooth.mean()
 
 
-def save_prior(path, prior):
+def save_prior(path: str, prior: np.ndarray) -> None:
     """Write a prior (C,H,W) as .mat (variable `prior_array`, as the authors' file) or .npz, atomically.
 
     Raises:
@@ -71,15 +82,16 @@ def save_prior(path, prior):
     ending = os.path.splitext(path)[1]
     if ending not in (".mat", ".npz"):
         raise PriorError(f"{path}: a prior is written as .mat or .npz")
-    temporary = f"{path}.tmp{ending}"
-    if ending == ".mat":
-        savemat(temporary, {"prior_array": prior}, do_compression=True)
-    else:
-        np.savez_compressed(temporary, prior_array=prior)
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        if ending == ".mat":
+            from scipy.io import savemat
+
+            savemat(file, {"prior_array": prior}, do_compression=True)
+        else:
+            np.savez_compressed(file, prior_array=prior)
 
 
-def load_prior(path, num_classes, size=None):
+def load_prior(path: str, num_classes: int, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read a prior for `num_classes` classes as (C,H,W) float32 at `size` (W,H; default: its own), with overall mean 1 and
     nothing below 0.
 
@@ -101,13 +113,15 @@ def load_prior(path, num_classes, size=None):
     return prior / prior.mean()
 
 
-def _read(path):
+def _read(path: str) -> np.ndarray:
     if not os.path.isfile(path):
         raise PriorError(f"{path}: no such file; scripts/spatial_prior.py makes one from the source's labels, --prior names it")
     try:
         if path.endswith(".npz"):
             with np.load(path, allow_pickle=False) as file:
                 return file["prior_array"]
+        from scipy.io import loadmat
+
         return loadmat(path, variable_names=["prior_array"])["prior_array"]
     except KeyError as error:
         raise PriorError(f"{path}: holds no variable prior_array") from error

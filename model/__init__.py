@@ -1,19 +1,25 @@
 """Networks: uint8 images in, a list of logits out. See `build_model` for their names."""
 
+from collections.abc import Sequence
+
+from torch import Tensor
 from torch.nn import functional as F
 
-from .dialects import to_fada
+from .checkpoint_formats import Checkpoint, to_fada
 from .discriminator import FeatureDiscriminator, OutputDiscriminator
+from .errors import ModelError, WeightsError
 from .networks import MODELS, build_model, describe
 from .normalization import BATCH_NORM_MODES, CONVENTIONS
-from .recognition import WeightsError, settings_from_weights
+from .recognition import settings_from_weights
 from .weights import load_model, load_weights, read_discriminator, read_weights
 
 __all__ = [
     "BATCH_NORM_MODES",
     "CONVENTIONS",
+    "Checkpoint",
     "FeatureDiscriminator",
     "MODELS",
+    "ModelError",
     "OutputDiscriminator",
     "WeightsError",
     "build_model",
@@ -28,6 +34,6 @@ __all__ = [
 ]
 
 
-def upsample(logits, size):
+def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Logits (N,C,h,w) to (N,C,H,W), bilinear with align_corners=True, as every one of the originals does."""
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=True)

@@ -12,7 +12,7 @@ class OutputDiscriminator(nn.Module):
     Each side is halved five times and rounded down, so inputs must be at least 32 pixels on each side.
     """
 
-    def __init__(self, num_classes=19, width=64):
+    def __init__(self, num_classes: int = 19, width: int = 64) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(num_classes, width, 4, stride=2, padding=1)
         self.conv2 = nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)
@@ -21,7 +21,7 @@ class OutputDiscriminator(nn.Module):
         self.classifier = nn.Conv2d(8 * width, 1, 4, stride=2, padding=1)
         self.leaky_relu = nn.LeakyReLU(0.2, inplace=True)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         for convolution in (self.conv1, self.conv2, self.conv3, self.conv4):
             x = self.leaky_relu(convolution(x))
         return self.classifier(x)
@@ -33,7 +33,7 @@ class FeatureDiscriminator(nn.Module):
     Three 3x3 convolutions; the first C channels mean "source, class k", the others "target, class k".
     """
 
-    def __init__(self, in_channels, num_classes=19, width=256):
+    def __init__(self, in_channels: int, num_classes: int = 19, width: int = 256) -> None:
         super().__init__()
         self.D = nn.Sequential(
             nn.Conv2d(in_channels, width, 3, padding=1),
@@ -44,6 +44,6 @@ class FeatureDiscriminator(nn.Module):
         self.cls1 = nn.Conv2d(width // 2, num_classes, 3, padding=1)
         self.cls2 = nn.Conv2d(width // 2, num_classes, 3, padding=1)
 
-    def forward(self, features):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
         hidden = self.D(features)
         return torch.cat((self.cls1(hidden), self.cls2(hidden)), dim=1)

@@ -9,8 +9,14 @@ import math
 import os
 import struct
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+
+from utils.files import write_bytes
+
+from .errors import WeightsError
 
 LIST_MAGIC = 0x112
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
@@ -18,17 +24,17 @@ TYPES = {0: np.float32, 1: np.float64, 2: np.float16, 3: np.uint8, 4: np.int32, 
 MOST_DIMENSIONS = 32
 
 
-class ParamsError(ValueError):
-    """A file that is no readable `.params`; the message names it."""
+class ParamsError(WeightsError):
+    """A file that is no readable `.params`, or cannot be written as one; the message names it."""
 
 
-def is_params(path):
+def is_params(path: str | os.PathLike) -> bool:
     """True if the file begins as a `.params` file does."""
     with open(path, "rb") as file:
         return file.read(8) == struct.pack("<Q", LIST_MAGIC)
 
 
-def read_params(path):
+def read_params(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Read {name: array}. Every size is checked against what is left of the file before anything is made of it.
 
     Raises:
@@ -51,7 +57,7 @@ def read_params(path):
     return dict(zip(keys, arrays, strict=True))
 
 
-def write_params(path, arrays):
+def write_params(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     """Write {name: array} in the usual (V2) layout, atomically.
 
     Raises:
@@ -69,46 +75,43 @@ def write_params(path, arrays):
     for name in arrays:
         encoded = name.encode()
         parts.append(struct.pack("<Q", len(encoded)) + encoded)
-    temporary = f"{path}.tmp"
-    with open(temporary, "wb") as file:
-        file.writelines(parts)
-    os.replace(temporary, path)
+    write_bytes(path, b"".join(parts))
 
 
 class _Reader:
     """Takes values from the front of some bytes, never more than there are."""
 
-    def __init__(self, data, path):
+    def __init__(self, data: bytes, path: str | os.PathLike) -> None:
         self.data, self.path, self.at = memoryview(data), path, 0
 
-    def left(self):
+    def left(self) -> int:
         return len(self.data) - self.at
 
-    def bytes(self, size):
+    def bytes(self, size: int) -> memoryview:
         if size > self.left():
             raise ParamsError(f"{self.path}: truncated or damaged ({size} bytes expected at {self.at}, {self.left()} left)")
         self.at += size
         return self.data[self.at - size : self.at]
 
-    def take(self, kind):
+    def take(self, kind: str) -> Any:
         values = struct.unpack(kind, self.bytes(struct.calcsize(kind)))
         return values[0] if len(values) == 1 else values
 
-    def count(self, least_bytes, what):
+    def count(self, least_bytes: int, what: str) -> int:
         """A number of things of which each takes at least `least_bytes`."""
         number = self.take("<Q")
         if number * least_bytes > self.left():
             raise ParamsError(f"{self.path}: damaged ({number} {what} cannot fit into {self.left()} bytes)")
         return number
 
-    def text(self):
+    def text(self) -> str:
         try:
             return bytes(self.bytes(self.take("<Q"))).decode()
         except UnicodeDecodeError as error:
             raise ParamsError(f"{self.path}: damaged (a name that is no text)") from error
 
 
-def _read_array(reader):
+def _read_array(reader: _Reader) -> np.ndarray:
     magic = reader.take("<I")
     if magic in (V2, V3) and reader.take("<i") != 0:
         raise ParamsError(f"{reader.path}: holds a sparse array, which no checkpoint of CBST does")

@@ -1,7 +1,13 @@
 """The networks by the names that users know."""
 
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
+
+from .errors import ModelError
 from .resnet import DeepLabResNet
 from .resnet38 import ResNet38
+from .segmenter import Segmenter
 from .vgg import DeepLabVGG
 
 MULTI = (DeepLabResNet, {"depth": 101, "heads": "multi"})
@@ -11,7 +17,7 @@ TORCHVISION = {"style": "torchvision", "normalization": "imagenet"}
 MINI = (DeepLabResNet, {"depth": 18, "width": 32, "aspp_rates": (1, 2, 4, 6), "aspp_branches": 4})
 
 # Published names first; the others are for torchvision's ImageNet weights and for small runs.
-MODELS = {
+MODELS: dict[str, tuple[Callable[..., Segmenter], dict[str, Any]]] = {
     "DeepLab": MULTI,
     "DeeplabMulti": MULTI,
     "deeplabv2_multi": MULTI,
@@ -33,21 +39,21 @@ MODELS = {
 }
 
 
-def known_name(name):
+def known_name(name: str) -> str:
     """The name of a network as `MODELS` spells it; CBST's MXNet code calls ResNet-38 `cityscapes_rna-a1_cls19_s8` or the like.
 
     Raises:
-        ValueError: unknown name.
+        ModelError: unknown name.
     """
     if "_rna-a1_cls" in name:
         return "ResNet38"
     known = {key.lower(): key for key in MODELS}
     if name.lower() not in known:
-        raise ValueError(f"unknown network {name!r}; known: {', '.join(MODELS)}")
+        raise ModelError(f"unknown network {name!r}; known: {', '.join(MODELS)}")
     return known[name.lower()]
 
 
-def build_model(name, num_classes=19, **settings):
+def build_model(name: str, num_classes: int = 19, **settings: Any) -> Segmenter:
     """Build a network by name (case does not matter) with fresh weights.
 
     `settings` override the name's own: heads, aspp_branches, style, aspp_rates, normalization, batch_norm, ... as far as
@@ -55,22 +61,32 @@ def build_model(name, num_classes=19, **settings):
     `network.settings`, so that `build_model(**network.settings)` builds the same network again.
 
     Raises:
-        ValueError: unknown name, or a setting that the network does not know or accept.
+        ModelError: unknown name, or a setting that the network does not have or accept.
     """
     name = known_name(name)
     network_class, chosen = MODELS[name]
     chosen = {**chosen, **{key: value for key, value in settings.items() if value is not None}}
-    try:
-        network = network_class(num_classes, **chosen)
-    except TypeError as error:
-        raise ValueError(f"network {name} does not take these settings: {chosen} ({error})") from error
+    _check_settings(name, network_class, {"num_classes": num_classes, **chosen})
+    network = network_class(num_classes, **chosen)
     network.settings = {"name": name, "num_classes": num_classes, **chosen}
     return network
 
 
-def describe(network):
-    """A network's name, classes, ASPP branches and colours in one line, for reports."""
-    branches = {head.branches for head in network.heads() if hasattr(head, "branches")}
+def describe(network: Segmenter) -> str:
+    """A network's name, classes, ASPP branches and input convention in one line, for reports."""
     parts = [network.settings["name"], f"{network.settings['num_classes']} classes"]
-    parts += [f"{', '.join(map(str, branches))} ASPP branches"] if branches else []
-    return ", ".join([*parts, f"{network.normalize.convention} colours"])
+    parts += [f"{network.aspp_branches} ASPP branches"] if network.aspp_branches else []
+    return ", ".join([*parts, f"{network.normalize.convention} input convention"])
+
+
+def _check_settings(name: str, network_class: Callable[..., Segmenter], settings: dict[str, Any]) -> None:
+    """Hold settings, which may come from a file, against the parameters of the network's class and their defaults' types."""
+    known = signature(network_class).parameters
+    for key, value in settings.items():
+        if key not in known:
+            raise ModelError(f"network {name} has no setting {key}; it has {', '.join(known)}")
+        kind = type(known[key].default)
+        if not isinstance(value, {float: (float, int), tuple: (tuple, list)}.get(kind, kind)):
+            raise ModelError(f"network {name}: setting {key} must be of type {kind.__name__}, not {value!r}")
+    if settings["num_classes"] < 1:
+        raise ModelError(f"network {name}: num_classes must be at least 1, not {settings['num_classes']}")

@@ -5,14 +5,16 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .errors import ModelError
+
 
 class InputConvention(NamedTuple):
     """How the weights want to see an image: channel order, then (pixel * scale - mean) / std in that order."""
 
     bgr: bool
     scale: float
-    mean: tuple
-    std: tuple
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 CONVENTIONS = {
@@ -32,29 +34,36 @@ BATCH_NORM_MODES = ("train", "frozen-affine", "frozen-statistics", "frozen")
 
 
 class Normalize(nn.Module):
-    """uint8 RGB images (N,3,H,W) to normalised floats; its constants are not part of the state dict."""
+    """uint8 RGB images (N,3,H,W) to normalised floats; its constants are not part of the state dict.
 
-    def __init__(self, convention):
+    Raises:
+        ModelError: unknown input convention.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, convention: str) -> None:
         super().__init__()
         if convention not in CONVENTIONS:
-            raise ValueError(f"unknown input convention {convention!r}; known: {', '.join(CONVENTIONS)}")
+            raise ModelError(f"unknown input convention {convention!r}; known: {', '.join(CONVENTIONS)}")
         self.convention = convention
         chosen = CONVENTIONS[convention]
         self.bgr, self.scale = chosen.bgr, chosen.scale
         self.register_buffer("mean", torch.tensor(chosen.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(chosen.std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.bgr:
             images = images.flip(1)
         return (images.to(self.mean.dtype) * self.scale - self.mean) / self.std
 
 
-def freezes_statistics(mode):
+def freezes_statistics(mode: str) -> bool:
     """True if BatchNorm mode `mode` normalises with the stored statistics and keeps them."""
     return mode in ("frozen-statistics", "frozen")
 
 
-def freezes_affine(mode):
+def freezes_affine(mode: str) -> bool:
     """True if BatchNorm mode `mode` keeps scale and shift."""
     return mode in ("frozen-affine", "frozen")

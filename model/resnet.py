@@ -1,8 +1,13 @@
 """DeepLab v2 on a dilated ResNet (arXiv 1606.00915), with state-dict keys as in the originals."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import nn
 
 from .aspp import RATES, AtrousClassifier
+from .errors import ModelError
 from .normalization import NO_EPS
 from .segmenter import Segmenter
 
@@ -16,16 +21,16 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels, width, stride, dilation, style):
+    def __init__(self, in_channels: int, width: int, stride: int, dilation: int, style: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=dilation, dilation=dilation, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
+        self.downsample: nn.Module | None = None
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.bn2(self.conv2(x)) + shortcut)
@@ -36,7 +41,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels, width, stride, dilation, style):
+    def __init__(self, in_channels: int, width: int, stride: int, dilation: int, style: str) -> None:
         super().__init__()
         first_stride, middle_stride = (stride, 1) if style == "caffe" else (1, stride)
         self.conv1 = nn.Conv2d(in_channels, width, 1, first_stride, bias=False)
@@ -46,9 +51,9 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
+        self.downsample: nn.Module | None = None
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
@@ -67,27 +72,37 @@ class DeepLabResNet(Segmenter):
             (stride in the 3x3, floor-mode pooling, a layer's first block keeps the previous dilation).
         width: channels of the stem (64 in every published network).
         norm_eps: what BatchNorm adds to the variance; FADA's frozen norms add nothing.
+
+    Raises:
+        ModelError: a value that is not among those named here.
     """
+
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+    layer5: nn.Module
+    layer6: nn.Module
 
     def __init__(
         self,
-        num_classes=19,
-        depth=101,
-        heads="multi",
-        aspp_branches=2,
-        style="caffe",
-        width=64,
-        aspp_rates=RATES,
-        normalization="caffe",
-        batch_norm="frozen-affine",
-        norm_eps=1e-5,
-    ):
+        num_classes: int = 19,
+        depth: int = 101,
+        heads: str = "multi",
+        aspp_branches: int = 2,
+        style: str = "caffe",
+        width: int = 64,
+        aspp_rates: Sequence[int] = RATES,
+        normalization: str = "caffe",
+        batch_norm: str = "frozen-affine",
+        norm_eps: float = 1e-5,
+    ) -> None:
         super().__init__(normalization)
         _check_choice("heads", heads, HEADS)
         _check_choice("style", style, STYLES)
-        _check_choice("depth", depth, BLOCKS)
+        _check_choice("depth", depth, tuple(BLOCKS))
         block = BasicBlock if depth == 18 else Bottleneck
-        self.head_layout, self.style = heads, style
+        self.head_layout, self.style, self.aspp_branches = heads, style, aspp_branches
         self.default_heads = "sum" if heads == "twin" else "last"
         self.head_names = ("layer5",) if heads == "single" else ("layer5", "layer6")
 
@@ -112,25 +127,38 @@ class DeepLabResNet(Segmenter):
             setattr(self, name, AtrousClassifier(channels // 2 if low else channels, num_classes, aspp_branches, aspp_rates))
         self.set_batch_norm(batch_norm)
 
-    def features(self, x):
+    def features(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised images to the features of layer 3 and layer 4, both at 1/8 of the input size."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         low = self.layer3(self.layer2(self.layer1(x)))
         return low, self.layer4(low)
 
-    def classify(self, features):
+    def classify(self, features: tuple[torch.Tensor, torch.Tensor]) -> list[torch.Tensor]:
+        """What `features` returns to the logits of each classifier."""
         low, high = features
         if self.head_layout == "single":
             return [self.layer5(high)]
         return [self.layer5(low if self.head_layout == "multi" else high), self.layer6(high)]
 
-    def times_listed(self, name):
+    def freeze_stem_norm(self) -> None:
+        self.bn1.requires_grad_(False)
+
+    def times_listed(self, name: str) -> int:
         # The originals walk over all sub-modules and list each one's parameters recursively, so a tensor stands in the
         # list once per module that encloses it: `conv1.weight` 1, `layer1.0.conv1.weight` 3, `...downsample.0.weight` 4.
         return name.count(".")
 
 
-def _layer(block, in_channels, width, blocks, stride, dilation, first_dilation, style):
+def _layer(
+    block: type[BasicBlock] | type[Bottleneck],
+    in_channels: int,
+    width: int,
+    blocks: int,
+    stride: int,
+    dilation: int,
+    first_dilation: int,
+    style: str,
+) -> nn.Sequential:
     first = block(in_channels, width, stride, first_dilation, style)
     out_channels = width * block.expansion
     if stride != 1 or in_channels != out_channels:
@@ -140,6 +168,6 @@ def _layer(block, in_channels, width, blocks, stride, dilation, first_dilation, 
     return nn.Sequential(first, *rest)
 
 
-def _check_choice(argument, value, choices):
+def _check_choice(argument: str, value: Any, choices: Sequence[Any]) -> None:
     if value not in choices:
-        raise ValueError(f"{argument} must be one of {', '.join(map(str, choices))}, not {value!r}")
+        raise ModelError(f"{argument} must be one of {', '.join(map(str, choices))}, not {value!r}")

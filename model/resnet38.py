@@ -1,8 +1,7 @@
 """ResNet-38 (variant A1 of Wu et al., "Wider or Deeper", 1611.10080) with output stride 8: CBST's network."""
 
-import re
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -12,7 +11,7 @@ EPS = 1.001e-5
 
 # Name, channels and kernels of the convolutions, stride of the first, dilation of each, dropout before the last. Blocks whose
 # name ends in "a" change the number of channels, and have a convolution in their shortcut.
-BLOCKS = [
+BLOCKS: list[tuple[str, tuple[int, ...], tuple[int, ...], int, tuple[int, ...], float]] = [
     ("2a", (128, 128), (3, 3), 2, (1, 1), 0.0),
     *((f"2b{i}", (128, 128), (3, 3), 1, (1, 1), 0.0) for i in (1, 2)),
     ("3a", (256, 256), (3, 3), 2, (1, 1), 0.0),
@@ -26,15 +25,20 @@ BLOCKS = [
 ]
 BRANCHES = ("branch2a", "branch2b1", "branch2b2")
 
-# How MXNet calls what a norm holds.
-NORM_ENDINGS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
-HEAD = re.compile(r"arg:linear(\d+)_(weight|bias)")
-
 
 class Block(nn.Module):
     """Pre-activation residual block: norm, ReLU, convolution, two or three times; its parts are named by their branch."""
 
-    def __init__(self, in_channels, widths, kernels, stride, dilations, dropout, projects):
+    def __init__(
+        self,
+        in_channels: int,
+        widths: tuple[int, ...],
+        kernels: tuple[int, ...],
+        stride: int,
+        dilations: tuple[int, ...],
+        dropout: float,
+        projects: bool,
+    ) -> None:
         super().__init__()
         self.norms, self.convolutions = nn.ModuleDict(), nn.ModuleDict()
         self.projection = nn.Conv2d(in_channels, widths[-1], 1, stride, bias=False) if projects else None
@@ -46,7 +50,7 @@ class Block(nn.Module):
             self.convolutions[branch] = nn.Conv2d(in_channels, width, kernel, step, padding, dilation, bias=False)
             in_channels = width
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut, last = x, list(self.convolutions)[-1]
         for branch, convolution in self.convolutions.items():
             y = torch.relu(self.norms[branch](x))
@@ -61,18 +65,18 @@ class Block(nn.Module):
 class ResNet38(Segmenter):
     """17 pre-activation blocks without pooling, a hidden convolution, a classifier; logits at ceil(side / 8).
 
-    State-dict keys are MXNet's names grouped by module; `from_mxnet` and `to_mxnet` translate.
+    State-dict keys are MXNet's names grouped by module; `checkpoint_formats` translates.
     """
 
     head_names = ("classifier",)
     head_multiplier = 1
 
-    def __init__(self, num_classes=19, normalization="imagenet", batch_norm="frozen-statistics"):
+    def __init__(self, num_classes: int = 19, normalization: str = "imagenet", batch_norm: str = "frozen-statistics") -> None:
         super().__init__(normalization)
         self.conv1a = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.blocks, channels = nn.ModuleDict(), 64
-        for name, widths, *rest in BLOCKS:
-            self.blocks[name] = Block(channels, widths, *rest, projects=name.endswith("a"))
+        for name, widths, kernels, stride, dilations, dropout in BLOCKS:
+            self.blocks[name] = Block(channels, widths, kernels, stride, dilations, dropout, projects=name.endswith("a"))
             channels = widths[-1]
         self.bn7 = nn.BatchNorm2d(channels, eps=EPS)
         self.conv6a = nn.Conv2d(channels, 512, 3, padding=12, dilation=12)
@@ -85,75 +89,19 @@ class ResNet38(Segmenter):
                     nn.init.zeros_(module.bias)
         self.set_batch_norm(batch_norm)
 
-    def features(self, x):
+    def features(self, x: torch.Tensor) -> torch.Tensor:
         """Normalised images to what the classifier sees, (N,512,ceil(H/8),ceil(W/8))."""
         x = self.conv1a(x)
         for block in self.blocks.values():
             x = block(x)
         return torch.relu(self.conv6a(torch.relu(self.bn7(x))))
 
-    def classify(self, features):
+    def classify(self, features: torch.Tensor) -> list[torch.Tensor]:
         return [self.classifier(features)]
 
-    def parameter_groups(self, head_multiplier=None):
+    def parameter_groups(self, head_multiplier: float | None = None) -> list[dict[str, Any]]:
         """As MXNet's optimizer: biases and the norms' shifts at twice the learning rate and without weight decay."""
         weights = [value for name, value in self.named_parameters() if value.requires_grad and name.endswith("weight")]
         biases = [value for name, value in self.named_parameters() if value.requires_grad and name.endswith("bias")]
         groups = [{"params": weights, "lr_multiplier": 1, "visits": 1}]
         return groups + [{"params": biases, "lr_multiplier": 2, "weight_decay": 0.0, "visits": 1}]
-
-
-def from_mxnet(arrays):
-    """A checkpoint's {"arg:..." or "aux:...": array} to a state dict for `ResNet38`; the 1000-class classifier is dropped.
-
-    Raises:
-        ValueError: a name that no part of the network has, or two classifiers.
-    """
-    keys, state = {name: key for key, name in _names().items()}, {}
-    for name, array in arrays.items():
-        head = HEAD.fullmatch(name)
-        if head and head[1] == "1000":
-            continue
-        key = f"classifier.{head[2]}" if head else keys.get(name)
-        if key is None:
-            raise ValueError(f"{name!r} is no part of ResNet-38")
-        if key in state:
-            raise ValueError(f"{name!r} is a second classifier")
-        state[key] = torch.from_numpy(np.ascontiguousarray(array, np.float32))
-    return state
-
-
-def to_mxnet(state):
-    """A `ResNet38` state dict as {"arg:..." or "aux:...": float32 array}: the inverse of `from_mxnet`.
-
-    Raises:
-        ValueError: a key that MXNet's network does not have.
-    """
-    names = _names()
-    for value in ("weight", "bias"):
-        key = f"classifier.{value}"
-        if key in state:
-            names[key] = f"arg:linear{len(state[key])}_{value}"
-    kept = [key for key in state if not key.endswith("num_batches_tracked")]
-    unknown = [key for key in kept if key not in names]
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is no part of MXNet's ResNet-38")
-    return {names[key]: state[key].detach().cpu().float().numpy() for key in kept}
-
-
-def _names():
-    """{our key: MXNet's name} of everything but the classifier, whose name there depends on the number of classes."""
-    names = {"conv1a.weight": "arg:conv1a_weight", **_norm_names("bn7", "bn7")}
-    names |= {f"conv6a.{value}": f"arg:conv6a_{value}" for value in ("weight", "bias")}
-    for block, widths, *_ in BLOCKS:
-        if block.endswith("a"):
-            names[f"blocks.{block}.projection.weight"] = f"arg:res{block}_branch1_weight"
-        for branch in BRANCHES[: len(widths)]:
-            names[f"blocks.{block}.convolutions.{branch}.weight"] = f"arg:res{block}_{branch}_weight"
-            names |= _norm_names(f"blocks.{block}.norms.{branch}", f"bn{block}_{branch}")
-    return names
-
-
-def _norm_names(path, module):
-    kinds = {value: "aux" if value.startswith("running") else "arg" for value in NORM_ENDINGS}
-    return {f"{path}.{value}": f"{kinds[value]}:{module}_{ending}" for value, ending in NORM_ENDINGS.items()}

@@ -1,11 +1,16 @@
 """What all segmentation networks have in common: uint8 images in, a list of logits out, one BatchNorm choice."""
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import nn
 
+from .errors import ModelError
 from .normalization import BATCH_NORM_MODES, Normalize, freezes_affine, freezes_statistics
 
-# The entry of a state dict's metadata that names the network.
-SETTINGS = "segadapt"
+# The entries of a state dict's metadata that name the network and its classes.
+SETTINGS, CLASSES = "segadapt", "segadapt classes"
 
 
 class Segmenter(nn.Module):
@@ -16,18 +21,33 @@ class Segmenter(nn.Module):
         default_heads: which logits make the prediction, "last" or "sum" (CLAN's twin classifiers).
         head_multiplier: the classifiers' learning rate as a multiple of the trunk's.
         feature_channels: channels of the features that the main classifier sees.
+        aspp_branches: how many branches of each classifier are added; None for a classifier without branches.
+        style: which convolution of a ResNet's block carries the stride, "caffe" or "torchvision"; None for other trunks.
+        settings: the arguments of `build_model` that build the network again, as `build_model` notes them.
+        classes: {"names": [str, ...], "colors": [[red, green, blue], ...]} with 0..255, one entry per class; None: unknown.
+        load_report: what `load_model` has loaded, in a sentence.
+        checkpoint_format: the name of the format that `load_model` has read (see `checkpoint_formats.FORMATS`).
     """
 
-    head_names = ()
-    default_heads = "last"
-    head_multiplier = 10
+    head_names: tuple[str, ...] = ()
+    default_heads: str = "last"
+    head_multiplier: float = 10
+    feature_channels: int
+    aspp_branches: int | None = None
+    style: str | None = None
+    features: Callable[..., Any]
+    classify: Callable[..., Any]
 
-    def __init__(self, normalization):
+    def __init__(self, normalization: str) -> None:
         super().__init__()
         self.normalize = Normalize(normalization)
         self.batch_norm = "train"
+        self.settings: dict[str, Any] = {}
+        self.classes: dict[str, list] | None = None
+        self.load_report = ""
+        self.checkpoint_format: str | None = None
 
-    def forward(self, images, with_features=False):
+    def forward(self, images: torch.Tensor, with_features: bool = False) -> Any:
         """(N,3,H,W) uint8 RGB images (or floats that are normalised already) to a list of logits (N,C,~H/8,~W/8).
 
         With `with_features` to (logits, features): also what the main classifier sees, (N,feature_channels,~H/8,~W/8).
@@ -40,56 +60,63 @@ class Segmenter(nn.Module):
             return logits, features[-1] if isinstance(features, tuple) else features
         return logits
 
-    def state_dict(self, *args, **options):
-        """As every module's, with the network's settings in the metadata, where they travel with the file and other code
-        bases do not look."""
+    def notes(self) -> dict[str, Any]:
+        """What a state dict's metadata says about the network, as far as it is known."""
+        known = {SETTINGS: self.settings or None, CLASSES: self.classes}
+        return {key: value for key, value in known.items() if value is not None}
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """As every module's, with `notes` in the metadata, where they travel with the file and other code bases do not look."""
         state = super().state_dict(*args, **options)
-        if hasattr(self, "settings"):
-            state._metadata[SETTINGS] = self.settings
+        state._metadata.update(self.notes())
         return state
 
-    def set_batch_norm(self, mode):
+    def set_batch_norm(self, mode: str) -> "Segmenter":
         """Choose what BatchNorm does while training; evaluation always uses the stored statistics.
 
         `train`: normalise with the batch, update the running statistics, train scale and shift.
         `frozen-affine`: the same with scale and shift fixed (AdaptSegNet, CLAN).
         `frozen-statistics`: normalise with the stored statistics and keep them; scale and shift trained.
         `frozen`: nothing of BatchNorm changes (CRST, FADA).
+
+        Raises:
+            ModelError: unknown mode.
         """
         if mode not in BATCH_NORM_MODES:
-            raise ValueError(f"unknown BatchNorm mode {mode!r}; known: {', '.join(BATCH_NORM_MODES)}")
+            raise ModelError(f"unknown BatchNorm mode {mode!r}; known: {', '.join(BATCH_NORM_MODES)}")
         self.batch_norm = mode
         for norm in self.norms():
             norm.weight.requires_grad_(not freezes_affine(mode))
             norm.bias.requires_grad_(not freezes_affine(mode))
         return self.train(self.training)
 
-    def freeze_stem_norm(self):
-        """Fix scale and shift of the stem's BatchNorm (`bn1`), as MaxSquare does while it trains all others."""
-        if hasattr(self, "bn1"):
-            self.bn1.requires_grad_(False)
+    def freeze_stem_norm(self) -> None:
+        """Fix scale and shift of the stem's BatchNorm, where there is one, as MaxSquare does while it trains all others."""
 
-    def norms(self):
+    def norms(self) -> list[nn.BatchNorm2d | nn.SyncBatchNorm]:
+        """Every BatchNorm layer."""
         return [module for module in self.modules() if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))]
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "Segmenter":
+        """As every module's, but norms whose statistics are frozen stay in evaluation mode."""
         super().train(mode)
         if mode and freezes_statistics(self.batch_norm):
             for norm in self.norms():
                 norm.eval()
         return self
 
-    def heads(self):
+    def heads(self) -> list[nn.Module]:
+        """The classifiers, low level to high."""
         return [getattr(self, name) for name in self.head_names]
 
-    def parameter_groups(self, head_multiplier=None):
+    def parameter_groups(self, head_multiplier: float | None = None) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer: the trunk at 1x the learning rate, the classifiers at `head_multiplier`
         (default: the network's own).
 
         Each group carries `lr_multiplier` and `visits`: how often the originals' parameter lists name its tensors (see
         `utils.optimizers.RepeatedUpdateSGD`). Each parameter stands in exactly one group.
         """
-        groups = {}
+        groups: dict[tuple[float, int], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 in_head = name.split(".")[0] in self.head_names
@@ -100,6 +127,6 @@ class Segmenter(nn.Module):
             for (multiplier, visits), parameters in sorted(groups.items())
         ]
 
-    def times_listed(self, name):
+    def times_listed(self, name: str) -> int:
         """How often the originals' optimizer list names the trunk parameter `name`."""
         return 1

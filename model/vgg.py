@@ -1,8 +1,10 @@
 """DeepLab v2 on VGG16 (DeepLab-LargeFOV layout), with AdaptSegNet's state-dict keys."""
 
+import torch
 from torch import nn
 
 from .aspp import AtrousClassifier
+from .errors import ModelError
 from .segmenter import Segmenter
 
 # Channels of the convolutions between max-pools; pool4 and pool5 are left out, so the output stride is 8.
@@ -21,12 +23,20 @@ class DeepLabVGG(Segmenter):
 
     head_multiplier = 1
 
-    def __init__(self, num_classes=19, heads="single", aspp_branches=2, normalization="caffe", batch_norm="frozen-affine"):
+    def __init__(
+        self,
+        num_classes: int = 19,
+        heads: str = "single",
+        aspp_branches: int = 2,
+        normalization: str = "caffe",
+        batch_norm: str = "frozen-affine",
+    ) -> None:
         super().__init__(normalization)
         if heads not in ("single", "twin"):
-            raise ValueError(f"VGG16 has no classifier on a lower layer: heads must be single or twin, not {heads!r}")
+            raise ModelError(f"VGG16 has no classifier on a lower layer: heads must be single or twin, not {heads!r}")
         self.head_names = ("classifier",) if heads == "single" else ("classifier", "classifier2")
         self.default_heads = "last" if heads == "single" else "sum"
+        self.aspp_branches = aspp_branches
         layers, channels = [], 3
         for index, stage in enumerate(STAGES):
             for width in stage:
@@ -44,9 +54,10 @@ class DeepLabVGG(Segmenter):
             setattr(self, name, AtrousClassifier(channels, num_classes, aspp_branches))
         self.set_batch_norm(batch_norm)
 
-    def classify(self, features):
+    def classify(self, features: torch.Tensor) -> list[torch.Tensor]:
+        """What `features` returns to the logits of each classifier."""
         return [head(features) for head in self.heads()]
 
 
-def _convolution(in_channels, out_channels, dilation):
+def _convolution(in_channels: int, out_channels: int, dilation: int) -> list[nn.Module]:
     return [nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]

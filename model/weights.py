@@ -1,186 +1,170 @@
-"""Weight files: read safely, recognised by content, loaded with a report or refused with a reason."""
+"""Weight files: read safely, and loaded with a report or refused with a reason."""
 
 import hashlib
 import os
 import pickle
 import re
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import torch
-from torchvision.models import VGG16_Weights, get_weight
+from torch import Tensor, nn
 
-from .dialects import FADA, MAXSQUARE, fada_discriminator, from_fada, is_fada
-from .mxnet import ParamsError, is_params, read_params
+from .checkpoint_formats import MXNET, PADDLE, PYTORCH, TITLES, Checkpoint, fada_discriminator, is_fada, read_contents
+from .errors import ModelError, WeightsError
+from .mxnet import is_params, read_params
 from .networks import MODELS, build_model, known_name
-from .normalization import CONVENTIONS
-from .recognition import WeightsError, head_layout, settings_of
-from .resnet38 import from_mxnet
-from .segmenter import SETTINGS
+from .paddle import is_pdparams, read_pdparams
+from .recognition import classes_of, head_layout, settings_of
+from .segmenter import Segmenter
 from .vgg import TORCHVISION_KEYS
 
 # MaxSquare's checkpoints hold their best mIoU as a NumPy number, under the module name of the NumPy of 2019.
-NUMPY_NUMBERS = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    np._core.multiarray.scalar,
-    np.dtype,
-    type(np.dtype(np.float64)),
-]
+NUMPY_NUMBER = np._core.multiarray.scalar  # type: ignore[attr-defined]
+NUMPY_NUMBERS = [(NUMPY_NUMBER, "numpy.core.multiarray.scalar"), NUMPY_NUMBER, np.dtype, type(np.dtype(np.float64))]
 
 
-class State(dict):
-    """A state dict that remembers what kind of file it is from, and as far as the file says so: how its network wants to see
-    images, and the settings of one that was saved here."""
+def read_weights(source: str | os.PathLike) -> Checkpoint:
+    """Read the weights of one network, in any of the formats of `checkpoint_formats.FORMATS`.
 
-    def __init__(self, tensors, dialect="a state dict", convention=None, settings=None):
-        super().__init__(tensors)
-        self.dialect, self.convention, self.settings = dialect, convention, settings
-
-
-def read_weights(source):
-    """Read the weights of one network as {key: tensor}, prefixes removed, from a file, a URL, or torchvision by name
-    (`torchvision:ResNet101_Weights.IMAGENET1K_V1`; downloaded, and checked against its hash).
-
-    Understood: plain state dicts, `{"state_dict": ...}` containers, FADA's containers, keys with `module.`, MXNet's `.params`,
-    and the `Scale.` prefix of AdaptSegNet's initialisation file (whose classifier, made for other classes, is dropped).
+    `source` is a file, a URL, or a name of torchvision's weights (`torchvision:ResNet101_Weights.IMAGENET1K_V1`; downloaded,
+    and checked against its hash).
 
     Raises:
-        WeightsError: the file is missing, truncated, no PyTorch file, or holds anything but tensors.
+        WeightsError: the file is missing, truncated, of no such format, or holds anything but tensors.
     """
-    state = _load(source)
-    if is_fada(state):
-        return State(from_fada(state), FADA)
-    dialect = getattr(state, "dialect", "a state dict")
-    if isinstance(state.get("state_dict"), dict):
-        dialect = MAXSQUARE if "best_MIou" in state else "a checkpoint with state_dict"
-        state = state["state_dict"]
-    not_tensors = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
-    if not_tensors or not state:
-        raise WeightsError(
-            f"{source}: holds no state dict (found {', '.join(map(repr, list(state)[:5])) or 'nothing'}); "
-            "expected a mapping from parameter names to tensors"
-        )
-    metadata = getattr(state, "_metadata", None)
-    settings = metadata.get(SETTINGS) if isinstance(metadata, dict) else None
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    if all(key.startswith("Scale.") for key in state):
-        state = {key.removeprefix("Scale."): value for key, value in state.items()}
-        state = {key: value for key, value in state.items() if not key.startswith("layer5")}
-        dialect = "AdaptSegNet's initialisation, without its classifier"
-    elif is_vgg16(state):
-        return State(state, "VGG16's ImageNet weights", _convention_of_vgg16(str(source)))
-    elif "fc.weight" in state:
-        return State(state, "torchvision's ImageNet weights", "imagenet")
-    return State(state, dialect, settings=settings)
+    return read_contents(*_load(str(source)), str(source))
 
 
-def read_discriminator(source):
+def read_discriminator(source: str | os.PathLike) -> Checkpoint | None:
     """Read a discriminator's weights: a state dict, or the one that a FADA checkpoint holds (None if it holds none).
 
     Raises:
         WeightsError: as `read_weights`.
     """
-    container = _load(source)
-    return fada_discriminator(container) if is_fada(container) else read_weights(source)
+    contents, library = _load(str(source))
+    return fada_discriminator(contents) if is_fada(contents) else read_contents(contents, library, str(source))
 
 
-def load_weights(network, state, source, fresh_heads=False):
-    """Load `state` (from `read_weights`) into `network` and return a report of one paragraph.
+def load_weights(network: nn.Module, checkpoint: Checkpoint, source: str | os.PathLike, fresh_heads: bool = False) -> str:
+    """Load `checkpoint` (from `read_weights`) into `network`, a `Segmenter` or a discriminator; return a one-paragraph report.
 
-    With `fresh_heads`, a classifier that `state` lacks, or holds for another number of classes or on another layer, keeps
+    With `fresh_heads`, a classifier that `checkpoint` lacks, or holds for another number of classes or on another layer, keeps
     its random values, as at the start of training; everything else has to fit.
 
     Raises:
         WeightsError: tensors are missing or have another shape; the message lists them and names `source`.
     """
-    given, dialect = state, getattr(state, "dialect", "a state dict")
-    state = _main_classifier(network, _adapt_imagenet(network, state, source))
-    halved = "layer6.conv2d_list.0.weight" in given and "layer6.conv2d_list.0.weight" not in state
+    name, tensors = type(network).__name__, checkpoint.tensors
+    heads: set[str] = set()
+    notes: list[str] = []
+    if isinstance(network, Segmenter):
+        name, heads = network.settings.get("name", name), set(network.head_names)
+        tensors, notes = _adapted(network, checkpoint, source, fresh_heads)
+        notes += _other_names(network.classes, checkpoint.classes)
     own = network.state_dict()
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    misfits = [key for key in own if key in state and state[key].shape != own[key].shape]
-    fresh = _fresh_heads(network, missing + misfits) if fresh_heads else set()
+    missing = [key for key in own if key not in tensors and not key.endswith("num_batches_tracked")]
+    misfits = [key for key in own if key in tensors and tensors[key].shape != own[key].shape]
+    fresh = {key.split(".")[0] for key in missing + misfits} & heads if fresh_heads else set()
     bad = [key for key in missing + misfits if key.split(".")[0] not in fresh]
     if bad:
-        raise WeightsError(_misfit_message(network, state, own, bad, source))
-    usable = {key: value for key, value in state.items() if key in own and key.split(".")[0] not in fresh}
+        raise WeightsError(f"{source}: does not fit {name}: {_misfits(tensors, own, bad)}")
+    usable = {key: value for key, value in tensors.items() if key in own and key.split(".")[0] not in fresh}
     network.load_state_dict(usable, strict=False)
-    ignored = [key for key in state if key not in own]
-    report = f"{source}: {dialect}; {len(usable)} tensors loaded"
-    if is_vgg16(given) and getattr(given, "convention", None) is None:
-        report += f"; taken as weights for {'Caffe' if network.normalize.bgr else 'ImageNet'} colours"
-    if halved:
-        report += "; of its two classifiers the one on layer 4"
+    ignored = [key for key in tensors if key not in own]
     if fresh:
-        report += f"; {', '.join(sorted(fresh))} stay random (absent there, or for other classes, or on another layer)"
+        notes.append(f"{', '.join(sorted(fresh))} stay random (absent there, or for other classes, or on another layer)")
     if ignored:
         shown = ", ".join(ignored[:3] + ["..."] * (len(ignored) > 3))
-        report += f"; {len(ignored)} ignored, which it has no place for ({shown})"
-    return report
+        notes.append(f"{len(ignored)} ignored, which it has no place for ({shown})")
+    return "; ".join([f"{source}: {TITLES[checkpoint.format]}", f"{len(usable)} tensors loaded", *notes])
 
 
-def load_model(source, name=None, **settings):
+def load_model(source: str | os.PathLike, name: str | None = None, **settings: Any) -> Segmenter:
     """Build the network that a weight file was made for and load it, ready for evaluation.
 
     What the scripts here save names its network, in the file and in the run directory's `args.json`; any other is recognised
     among the published networks by its keys and values (see `settings_from_weights`). `name` and `settings` override both, as
-    in `build_model`. The network has two attributes more: `load_report`, a sentence, and `dialect`, whose file it was.
+    in `build_model`. The network's `classes`, `load_report` and `checkpoint_format` say what was loaded.
 
     Raises:
-        WeightsError: the file cannot be read, recognised or loaded.
-        ValueError: unknown name.
+        WeightsError: the file cannot be read, recognised or loaded, or the settings do not fit it.
+        ModelError: unknown name.
     """
-    state = read_weights(source)
-    found = settings_of(state, source)
+    checkpoint = read_weights(source)
+    found = settings_of(checkpoint, str(source))
     if name is not None and MODELS[known_name(name)] != MODELS[known_name(found["name"])]:
         fixed = {"name": name, **MODELS[known_name(name)][1]}  # what the name leaves open, the file tells
-        kept = {key: found[key] for key in ("num_classes", "heads", "aspp_branches") if key in found and key not in fixed}
+        kept: dict[str, Any] = {
+            key: found[key] for key in ("num_classes", "heads", "aspp_branches") if key in found and key not in fixed
+        }
         found = {"name": name, **kept}
     found.update({key: value for key, value in settings.items() if value is not None})
-    network = build_model(**found)
-    network.load_report, network.dialect = load_weights(network, state, source), state.dialect
+    try:
+        network = build_model(**found)
+    except ModelError as error:
+        raise WeightsError(f"{source}: {error}") from error
+    network.classes = classes_of(checkpoint, network.settings["num_classes"], str(source))
+    network.load_report = load_weights(network, checkpoint, source)
+    network.checkpoint_format = checkpoint.format
     return network.eval()
 
 
-def _load(source):
-    source = str(source)
-    try:
-        if source.startswith("torchvision:"):
-            return get_weight(source.removeprefix("torchvision:")).get_state_dict(check_hash=True, map_location="cpu")
-        path = _download(source) if source.startswith(("http://", "https://")) else source
-    except Exception as error:
-        raise WeightsError(f"{source}: cannot be fetched ({type(error).__name__}: {error})") from error
+def _load(source: str) -> tuple[Mapping[str, Any], str]:
+    """What a file holds, and whose library's file it is."""
+    if source.startswith("torchvision:"):
+        return _from_torchvision(source), PYTORCH
+    if not source.startswith(("http://", "https://")):
+        return _load_file(source, source)
+    path = _download(source)
     try:
         return _load_file(path, source)
     except WeightsError:
-        if path != source:
-            os.remove(path)  # or the next try would find the same broken file
+        os.remove(path)  # or the next try would find the same broken file
         raise
 
 
-def _download(url):
+def _from_torchvision(source: str) -> Mapping[str, Any]:
+    from torchvision.models import get_weight  # takes more than a second to import
+
+    try:
+        return get_weight(source.removeprefix("torchvision:")).get_state_dict(check_hash=True, map_location="cpu")
+    except Exception as error:
+        raise _not_fetched(source, error) from error
+
+
+def _download(url: str) -> str:
     """A URL's file, kept in PyTorch Hub's folder under a name that is the URL's own; a hash in its name is checked."""
     name = os.path.basename(urlsplit(url).path) or "weights"
     path = os.path.join(torch.hub.get_dir(), "checkpoints", f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}")
     if not os.path.exists(path):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
         digest = re.search(r"-([0-9a-f]{8,})\.", name)
-        torch.hub.download_url_to_file(url, path, hash_prefix=digest and digest[1])
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            torch.hub.download_url_to_file(url, path, hash_prefix=digest[1] if digest else None)
+        except Exception as error:
+            raise _not_fetched(url, error) from error
     return path
 
 
-def _load_file(path, source):
+def _not_fetched(source: str, error: Exception) -> WeightsError:
+    return WeightsError(f"{source}: cannot be fetched ({type(error).__name__}: {error})")
+
+
+def _load_file(path: str, source: str) -> tuple[Mapping[str, Any], str]:
     """What the file at `path` holds; in messages it is called `source`."""
+    if not os.path.isfile(path):
+        raise WeightsError(f"{source}: no such file")
+    if is_params(path):
+        return read_params(path), MXNET
+    _check_file(path, source)
+    if is_pdparams(path):
+        return read_pdparams(path, source), PADDLE
     try:
-        if os.path.isfile(path) and is_params(path):
-            return State(from_mxnet(read_params(path)), "MXNet's parameters")
-        _check_file(path, source)
         with torch.serialization.safe_globals(NUMPY_NUMBERS):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except WeightsError:
-        raise
-    except ParamsError as error:
-        raise WeightsError(str(error)) from error
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{source}: refused, it holds Python objects other than tensors, which could run code when loaded"
@@ -192,14 +176,10 @@ def _load_file(path, source):
         ) from error
     if not isinstance(state, dict):
         raise WeightsError(f"{source}: holds a {type(state).__name__}, not a state dict")
-    return state
+    return state, PYTORCH
 
 
-def _check_file(path, source):
-    if not os.path.isfile(path):
-        raise WeightsError(f"{source}: no such file")
-    if source.endswith((".pdparams", ".paradms")):
-        raise WeightsError(f"{source}: PaddlePaddle's weights, which are not read here; convert them to PyTorch's first")
+def _check_file(path: str, source: str) -> None:
     with open(path, "rb") as file:
         start = file.read(512)
     if not start:
@@ -211,81 +191,80 @@ def _check_file(path, source):
         raise WeightsError(f"{source}: is {kind}")
 
 
-def _adapt_imagenet(network, state, source):
-    """ImageNet weights under our names: VGG16's layers are renumbered, and what it lacks (fc6, fc7) keeps its random values.
+def _adapted(
+    network: Segmenter, checkpoint: Checkpoint, source: str | os.PathLike, fresh_heads: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors under the names of `network`, and notes for the report.
 
     Raises:
-        WeightsError: the network wants other colours than the weights.
+        WeightsError: ImageNet weights for another input convention.
     """
-    if not is_vgg16(state) and "fc.weight" not in state:
-        return state
-    convention = getattr(state, "convention", None)
-    other_colours = convention not in (None, network.normalize.convention)
-    if other_colours or getattr(network, "style", "torchvision") == "caffe":
-        names = "VGG16" if is_vgg16(state) else "ResNet101 (or ResNet50, ResNet18)"
+    tensors = checkpoint.tensors
+    if checkpoint.format in ("vgg16", "torchvision"):
+        _check_convention(network, checkpoint, source)
+    if checkpoint.format == "vgg16":
+        convention = network.normalize.convention
+        return _from_vgg16(network, tensors), (
+            [] if checkpoint.convention else [f"taken as weights for the {convention} input convention"]
+        )
+    if network.head_names == ("layer5",) and head_layout(tensors) == "multi":
+        return _with_main_classifier(tensors), ["of its two classifiers the one on layer 4"]
+    if fresh_heads and checkpoint.format == "paddle" and "layer6" in network.head_names and head_layout(tensors) == "single":
+        # ImageNet weights of CLAN's reproduction, which takes everything but this classifier.
+        return {key: value for key, value in tensors.items() if not key.startswith("layer5.")}, []
+    return tensors, []
+
+
+def _other_names(own: dict[str, list] | None, found: dict[str, list] | None) -> list[str]:
+    """A note for the report if a checkpoint's classes have other names than the network's."""
+    if own is None or found is None or len(own["names"]) != len(found["names"]):
+        return []
+    pairs = enumerate(zip(found["names"], own["names"], strict=True))
+    differ = [f"class {index} is {there} there, {here} here" for index, (there, here) in pairs if there != here]
+    if not differ:
+        return []
+    return [f"its classes have other names ({differ[0]}{f', and {len(differ) - 1} more' if differ[1:] else ''})"]
+
+
+def _check_convention(network: Segmenter, checkpoint: Checkpoint, source: str | os.PathLike) -> None:
+    convention = network.normalize.convention
+    reasons = [] if checkpoint.convention in (None, convention) else [f"the {convention} input convention"]
+    reasons += ["Caffe's strides"] if network.style == "caffe" else []
+    if reasons:
+        names = "VGG16" if checkpoint.format == "vgg16" else "ResNet101 (or ResNet50, ResNet18)"
         raise WeightsError(
             f"{source}: torchvision's ImageNet weights do not fit {network.settings['name']}, which has "
-            f"Caffe's colours{'' if is_vgg16(state) else ' and strides'}; use --model {names}"
+            f"{' and '.join(reasons)}; use --model {names}"
         )
-    if "fc.weight" in state:
-        return state
+
+
+def _from_vgg16(network: Segmenter, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """VGG16's layers under our numbers; what it lacks (fc6, fc7) keeps its random values."""
     own = network.state_dict()
     fresh = {key: own[key] for key in own if key.startswith(("features.29.", "features.31."))}
-    return fresh | {_vgg_key(key): value for key, value in state.items() if key.startswith("features.")}
+    return fresh | {_vgg_key(key): value for key, value in tensors.items() if key.startswith("features.")}
 
 
-def is_vgg16(state):
-    """True for the keys of torchvision's VGG16, with which Caffe's weights are stored too."""
-    return "features.28.weight" in state and "features.29.weight" not in state
-
-
-def _convention_of_vgg16(source):
-    """torchvision trained its VGG16 on normalised RGB, Caffe's sees BGR of 0..255; nothing but the file's hash tells.
-
-    Raises:
-        WeightsError: torchvision's name of weights for images that no network here makes.
-    """
-    if source.startswith("torchvision:"):
-        if tuple(get_weight(source.removeprefix("torchvision:")).transforms().mean) != CONVENTIONS["imagenet"].mean:
-            raise WeightsError(f"{source}: wants other colours than the networks here; use VGG16_Weights.IMAGENET1K_V1")
-        return "imagenet"
-    prefix = re.search(r"-([0-9a-f]+)\.pth$", VGG16_Weights.IMAGENET1K_V1.url)[1]
-    if not os.path.isfile(source):
-        return "imagenet" if prefix in source else None
-    with open(source, "rb") as file:
-        return "imagenet" if hashlib.file_digest(file, "sha256").hexdigest().startswith(prefix) else None
-
-
-def _main_classifier(network, state):
-    """Of a file with classifiers on two layers, a network with one takes the main one."""
-    if getattr(network, "head_names", ()) != ("layer5",) or "layer6.conv2d_list.0.weight" not in state:
-        return state
-    if head_layout(state) != "multi":
-        return state
-    return {key.replace("layer6.", "layer5.", 1): value for key, value in state.items() if not key.startswith("layer5.")}
-
-
-def _vgg_key(key):
+def _vgg_key(key: str) -> str:
     _, index, kind = key.split(".")
     return f"features.{TORCHVISION_KEYS.get(int(index), int(index))}.{kind}"
 
 
-def _fresh_heads(network, unfit):
-    """The classifiers that `state` cannot fill: it lacks them, or has them for other classes or on another layer."""
-    return {key.split(".")[0] for key in unfit} & set(getattr(network, "head_names", ()))
+def _with_main_classifier(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a file with classifiers on two layers, the main one, named as in a network with one."""
+    return {key.replace("layer6.", "layer5.", 1): value for key, value in tensors.items() if not key.startswith("layer5.")}
 
 
-def _misfit_message(network, state, own, bad, source):
+def _misfits(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], bad: list[str]) -> str:
     lines = []
     for key in bad[:5]:
-        found = f"has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}" if key in state else "is missing"
+        found = f"has shape {tuple(tensors[key].shape)}, expected {tuple(own[key].shape)}" if key in tensors else "is missing"
         lines.append(f"{key} {found}")
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
     hint = ""
-    if any(key.startswith("layer5") and key in state and state[key].ndim == 4 for key in bad):
+    if any(key.startswith("layer5") and key in tensors and tensors[key].ndim == 4 for key in bad):
         hint = (
             "; the classifiers sit elsewhere: AdaptSegNet and MaxSquare have layer5 on layer 3, CLAN on layer 4 "
             "(choose the network with --model)"
         )
-    name = getattr(network, "settings", {}).get("name", type(network).__name__)
-    return f"{source}: does not fit {name}: {'; '.join(lines)}{more}{hint}"
+    return f"{'; '.join(lines)}{more}{hint}"

@@ -14,30 +14,35 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import torch
 from tqdm import tqdm
 
-from dataset import EndlessLoader, build_dataset
+from dataset.loader import EndlessLoader
 from dataset.transforms import Resize
 from model import load_model
-from utils.arguments import Parser, add_speed_flags, add_target_flags, positive, set_target_defaults
+from model.segmenter import Segmenter
+from utils import flags
 from utils.device import autocast, prepare, set_up
-from utils.start import exit_with_message
-from utils.state import save_atomically
+from utils.domains import target_domain
+from utils.errors import exit_with_message
+from utils.evaluation import classes_of_network
+from utils.old_names import OLD_NAMES
+from utils.parser import Flags, Parser, positive
+from utils.state import save_tensors
 
 
-def get_arguments(arguments=None):
-    parser = Parser(__doc__)
+def get_arguments(arguments: list[str] | None = None) -> Flags:
+    parser = Parser(__doc__, OLD_NAMES["adabn.py"])
     parser.add_argument("--restore-from", required=True, metavar="FILE", help="weights to adapt")
     parser.add_argument("--save", required=True, metavar="FILE", help="where the adapted weights go")
     parser.add_argument("--num-images", type=positive, default=500, help="target images to average over")
     parser.add_argument("--batch-size", type=positive, default=4, help="images per forward pass")
-    parser.add_argument("--random-seed", "--seed", type=int, default=1234, help="chooses the images")
-    parser.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
-    add_target_flags(parser)
-    add_speed_flags(parser, workers=4)
-    return set_target_defaults(parser.parse_args(arguments))
+    parser.add_argument("--random-seed", type=int, default=1234, help="chooses the images")
+    flags.add_target_flags(parser)
+    flags.add_part_flags(parser)
+    flags.add_speed_flags(parser, workers=4)
+    return flags.complete(parser.parse_args(arguments))
 
 
 @torch.no_grad()
-def reestimate_statistics(model, loader, steps, device, args):
+def reestimate_statistics(model: Segmenter, loader: EndlessLoader, steps: int, device: torch.device, args: Flags) -> Segmenter:
     """Replace every BatchNorm's running mean and variance by the average over `steps` batches of `loader`."""
     for norm in model.norms():
         norm.reset_running_stats()
@@ -49,21 +54,14 @@ def reestimate_statistics(model, loader, steps, device, args):
     return model.eval()
 
 
-def main(args):
+def main(args: Flags) -> None:
     device = set_up(args)
     model = prepare(load_model(args.restore_from), args, device)
-    target = build_dataset(
-        args.target,
-        args.data_dir_target,
-        args.set,
-        args.data_list_target,
-        transform=Resize(args.input_size_target),
-        labels=False,
-        city=args.city_name,
-    )
+    domain = target_domain(args)
+    target = domain.dataset(classes_of_network(model), Resize(domain.size), labels=False)
     loader = EndlessLoader(target, args.batch_size, args.random_seed, args.num_workers)
     reestimate_statistics(model, loader, max(1, args.num_images // args.batch_size), device, args)
-    save_atomically(model.state_dict(), args.save, for_originals=True)
+    save_tensors(model.state_dict(), args.save, for_originals=True)
     print(f"weights: {args.save}")
 
 

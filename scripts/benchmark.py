@@ -1,49 +1,61 @@
-"""Measure loaders, training steps and evaluation; the figures of one run are comparable with each other.
+"""Measure loaders, training steps, evaluation and labelling; the figures of one run are comparable with each other.
 
     python scripts/benchmark.py                                          # on a CPU: loaders at real sizes, a small network
     python scripts/benchmark.py --device cuda --amp bf16 --channels-last # on a GPU: the published network and sizes
 
-Loaders: samples per second of one process with one thread, from rendered files in the official sizes and formats. Training: a
-whole AdaptSegNet step (two forward and backward passes of the network, two discriminators, the published optimizers).
-Evaluation: prediction at full label resolution with the confusion matrix on the device. Pseudo-labels: the labelling of a CBST
-round for few and for more images of 2048x1024 (--images): memory must not grow with them. Medians; TFLOP/s count
-multiplications and additions of convolutions, forward and backward.
+Loaders: samples per second of one process with one thread, from rendered files in the official sizes and formats. Training: the
+training scripts themselves, loaders included, from the times in their metrics.jsonl. Evaluation: prediction at full label
+resolution with the confusion matrix on the device. Pseudo-labels: the labelling of a CBST round for few and for more images of
+2048x1024 (--images); memory must not grow with their number. Repeated measurements are given as medians.
 """
 
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from glob import glob
+from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch
-from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-import train_adaptsegnet
 import train_cbst
-from dataset import build_dataset
+from dataset.catalogue import CITYSCAPES
+from dataset.segmentation import build_dataset
 from dataset.transforms import Resize
-from model import OutputDiscriminator, build_model, upsample
+from model import build_model
 from scripts import make_mini_data
-from utils.arguments import Parser, add_speed_flags, numbers, positive, size
-from utils.device import autocast, choose, prepare
+from utils.confusion import ConfusionMatrix
+from utils.device import autocast, choose, peak_memory, prepare
+from utils.domains import target_domain
 from utils.evaluation import predict
-from utils.labelling import label_target
-from utils.losses import cross_entropy
-from utils.metrics import ConfusionMatrix
-from utils.optimizers import discriminator_optimizer, segmentation_optimizer
-from utils.run import peak_memory
+from utils.files import write_json
+from utils.flags import add_speed_flags
+from utils.parser import Parser, numbers, positive, size
+from utils.self_training.labelling import label_target
+from utils.self_training.protocols import PROTOCOLS
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SECTIONS = ("loaders", "training", "evaluation", "pseudo_labels")
+WARM_UP = 3
+# Each method's own script, with flags that let it start from nothing.
+STEPS = {
+    "source": ["train_source.py"],
+    "AdaptSegNet": ["train_adaptsegnet.py"],
+    "MaxSquare": ["train_maxsquare.py", "--target-mode", "IW_maxsquare", "--val-every", "0"],
+    "CLAN": ["train_clan.py", "--random-scale", "False"],
+}
 
 
-def get_arguments(arguments=None):
+def get_arguments(arguments: list[str] | None = None) -> Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--only", choices=SECTIONS, action="append", help="measure only this section; may be repeated")
     parser.add_argument("--model", metavar="NAME", help="network (default: DeepLab on a GPU, MiniResNet18 on a CPU)")
@@ -68,7 +80,7 @@ def get_arguments(arguments=None):
     return args
 
 
-def main(args):
+def main(args: Namespace) -> None:
     torch.set_num_threads(args.threads)
     device = choose(args)
     torch.backends.cudnn.benchmark = True
@@ -79,24 +91,21 @@ def main(args):
         for name, values in figures[section].items():
             print(f"{section:10s} {name:34s} " + "  ".join(f"{key} {value:.3g}" for key, value in values.items()), flush=True)
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump(figures, file, indent=2)
+        write_json(args.json, figures)
 
 
-def describe(device, args):
+def describe(device: torch.device, args: Namespace) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": name, "cores": os.cpu_count(), "threads": args.threads, "torch": torch.__version__, "amp": args.amp,
-            "channels_last": args.channels_last, "compile": args.compile}  # fmt: skip
+    speed = {"amp": args.amp, "channels_last": args.channels_last, "compile": args.compile}
+    return {"device": name, "cores": os.cpu_count(), "threads": args.threads, "torch": torch.__version__, **speed}
 
 
-def measure_loaders(args, device):
+def measure_loaders(args: Namespace, device: torch.device) -> dict[str, dict[str, float]]:
     """Samples per second of reading and resizing one file after the other in this process."""
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        counts = ["--source-train", "4", "--source-val", "1", "--target-train", "4", "--target-val", "1"]
-        for name, formats, image_size in (("source", "gta5,synthia", "1914,1052"), ("target", "cityscapes", "2048,1024")):
-            command = [f"{folder}/{name}", "--formats", formats, "--size", image_size, *counts]
-            make_mini_data.main(make_mini_data.get_arguments(command))
+        render(f"{folder}/source", "gta5,synthia", "1914,1052")
+        render(f"{folder}/target", "cityscapes", "2048,1024")
         cases = {
             "GTA5 1914x1052 -> 1280x720": ("gta5", f"{folder}/source/GTA5", "train", (1280, 720), True),
             "SYNTHIA 1914x1052 -> 1280x760": ("synthia", f"{folder}/source/SYNTHIA", "train", (1280, 760), True),
@@ -104,53 +113,51 @@ def measure_loaders(args, device):
         }
         for title, (name, root, split, resized, labels) in cases.items():
             dataset = build_dataset(name, root, split, transform=Resize(resized), labels=labels)
-            seconds = [
-                timed(lambda i=i, dataset=dataset: dataset[i % len(dataset)], device) for i in range(2 + 2 * args.steps)
-            ][2:]
+            reads = [partial(dataset.__getitem__, i % len(dataset)) for i in range(2 + 2 * args.steps)]
+            seconds = [timed(read, device) for read in reads][2:]
             figures[title] = {"samples/s": 1 / statistics.median(seconds), "ms": 1000 * statistics.median(seconds)}
     return figures
 
 
-def measure_training(args, device):
-    """One whole AdaptSegNet step on random images."""
-    G = prepare(build_model(args.model, heads=None if args.model.lower() == "deeplab" else "multi"), args, device).train()
-    D = [prepare(OutputDiscriminator(), args, device) for _ in G.head_names]
-    optimizers = [segmentation_optimizer(G.parameter_groups(), "published", 2.5e-4, 0.9, 5e-4)]
-    optimizers += [discriminator_optimizer(network.parameters(), "published", 1e-4) for network in D]
-    source, target = (random_images(args.batch_size, shape, device) for shape in (args.input_size, args.input_size_target))
-    label = torch.randint(0, 19, (args.batch_size, *args.input_size[::-1]), dtype=torch.uint8, device=device)
-
-    def step():
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        with autocast(args, device):
-            pred_source = [upsample(logits, args.input_size[::-1]) for logits in G(source)]
-            loss = sum(cross_entropy(pred, label) for pred in pred_source)
-        loss.backward()
-        with autocast(args, device):
-            pred_target = [upsample(logits, args.input_size_target[::-1]) for logits in G(target)]
-            loss = sum(adversarial(network, pred, 0) for network, pred in zip(D, pred_target, strict=True))
-        loss.backward()
-        for domain, predictions in enumerate((pred_source, pred_target)):
-            for network, pred in zip(D, predictions, strict=True):
-                with autocast(args, device):
-                    loss = adversarial(network, pred.detach(), domain)
-                loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-
-    with FlopCounterMode(display=False) as counter:
-        step()
-    figure = repeat(step, args.steps, device)
-    figure["TFLOP/s"] = counter.get_total_flops() / 1e12 / (figure["ms"] / 1000)
-    return {f"{args.model} AdaptSegNet step, batch {args.batch_size}+{args.batch_size}": figure}
+def measure_training(args: Namespace, device: torch.device) -> dict[str, dict[str, float]]:
+    """Whole steps of the training scripts, run as a user runs them on rendered data of the network's sizes."""
+    figures = {}
+    sizes = [f"{width},{height}" for width, height in (args.input_size, args.input_size_target)]
+    with tempfile.TemporaryDirectory() as folder:
+        render(f"{folder}/source", "gta5", sizes[0])
+        render(f"{folder}/target", "cityscapes", sizes[1])
+        data = ["--data-dir", f"{folder}/source/GTA5", "--input-size", sizes[0], "--restore-from", "none", "--log-every", "1"]
+        target = ["--data-dir-target", f"{folder}/target/Cityscapes", "--input-size-target", sizes[1]]
+        speed = ["--device", str(device), "--amp", args.amp, "--batch-size", str(args.batch_size)]
+        speed += ["--channels-last", str(args.channels_last), "--compile", str(args.compile)]
+        steps = ["--num-steps", str(WARM_UP + args.steps)]
+        for title, (script, *flags) in STEPS.items():
+            both = target if script != "train_source.py" else []
+            model = ["--model", f"{args.model}Twin" if (args.model, title) == ("MiniResNet18", "CLAN") else args.model]
+            run = ["--snapshot-dir", f"{folder}/{title}"]
+            command = [sys.executable, script, *data, *both, *speed, *steps, *model, *run, *flags]
+            environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
+            result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+            if result.returncode:
+                raise SystemExit(f"benchmark.py: error: {script} failed:\n{result.stderr[-2000:]}")
+            with open(f"{folder}/{title}/metrics.jsonl") as file:
+                rows = [json.loads(line) for line in file][WARM_UP:]
+            images = args.batch_size * (2 if both else 1)
+            figures[f"{title}, {args.model}, batch {args.batch_size} a domain"] = {
+                "ms": 1000 * images / statistics.median(row["images_per_second"] for row in rows),
+                "waiting for data": statistics.median(row["data_wait"] for row in rows),
+                "peak GB": rows[-1]["peak_memory_gb"],
+            }
+    return figures
 
 
-def adversarial(discriminator, pred, domain):
-    return train_adaptsegnet.adversarial_loss(discriminator(F.softmax(pred, dim=1)), domain, "Vanilla")
+def render(folder: str, formats: str, image_size: str) -> None:
+    """A few images of one domain."""
+    counts = ["--source-train", "4", "--source-val", "1", "--target-train", "4", "--target-val", "1"]
+    make_mini_data.main(make_mini_data.get_arguments([folder, "--formats", formats, "--size", image_size, *counts]))
 
 
-def measure_evaluation(args, device):
+def measure_evaluation(args: Namespace, device: torch.device) -> dict[str, dict[str, float]]:
     """Prediction of one image after the other at full label size, with its confusion matrix."""
     model = prepare(build_model(args.model), args, device).eval()
     image = random_images(1, args.input_size_target, device)
@@ -158,7 +165,7 @@ def measure_evaluation(args, device):
     confusion = ConfusionMatrix(19, device)
 
     @torch.inference_mode()
-    def step():
+    def step() -> None:
         with autocast(args, device):
             scores = predict(model, image, args.label_size[::-1])
         confusion.add(label, scores.argmax(1))
@@ -167,23 +174,12 @@ def measure_evaluation(args, device):
     return {f"{args.model}, labels {width}x{height}": repeat(step, args.steps, device)}
 
 
-def measure_pseudo_labels(args, device):
+def measure_pseudo_labels(args: Namespace, device: torch.device) -> dict[str, dict[str, float]]:
     """A CBST round's labelling: score maps to the disk, thresholds, labels; seconds per image and bytes of maps per image."""
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            f"{folder}/data",
-            "--formats",
-            "cityscapes",
-            "--size",
-            "2048,1024",
-            "--target-train",
-            "1",
-            "--target-val",
-            "1",
-        ]
-        make_mini_data.main(make_mini_data.get_arguments([*command, "--source-train", "1", "--source-val", "1"]))
-        (image,) = glob(f"{folder}/data/Cityscapes/leftImg8bit/train/*/*.png")
+        render(f"{folder}/data", "cityscapes", "2048,1024")
+        image = sorted(glob(f"{folder}/data/Cityscapes/leftImg8bit/train/*/*.png"))[0]
         for count in map(int, args.images):
             for i in range(count):  # one picture under many names
                 name = f"{folder}/{count}/leftImg8bit/train/bench/bench_{i:06d}_000000_leftImg8bit.png"
@@ -193,29 +189,34 @@ def measure_pseudo_labels(args, device):
             settings = train_cbst.get_arguments([*flags, "--amp", args.amp])
             os.makedirs(settings.snapshot_dir)
             model = prepare(build_model(args.model, heads="single"), args, device)
-            seconds = timed(lambda: label_target(settings, 0.2, model, device), device)  # noqa: B023
+            protocol = PROTOCOLS[settings.protocol]
+            data = target_domain(settings).dataset(CITYSCAPES, protocol.image_to_label(settings), labels=False)
+            seconds = timed(partial(label_target, settings, protocol, CITYSCAPES, 0.2, model, data, None, device), device)
             size = statistics.mean(map(os.path.getsize, glob(f"{settings.snapshot_dir}/maps/*.npz")))
             figures[f"{args.model}, {count} images"] = {
-                "s/image": seconds / count, "peak GB": peak_memory(device) / 2**30, "MB/image": size / 1e6
-            }  # fmt: skip
+                "s/image": seconds / count,
+                "peak GB": peak_memory(device) / 2**30,
+                "MB/image": size / 1e6,
+            }
     return figures
 
 
-def random_images(batch_size, shape, device):
+def random_images(batch_size: int, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
     return torch.randint(0, 256, (batch_size, 3, *shape[::-1]), dtype=torch.uint8, device=device)
 
 
-def repeat(step, count, device):
-    """Median time and peak memory of `count` calls after three to warm up."""
-    for _ in range(3):
+def repeat(step: Callable[[], None], count: int, device: torch.device) -> dict[str, float]:
+    """Median time and peak memory of `count` calls after some to warm up."""
+    for _ in range(WARM_UP):
         step()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     milliseconds = 1000 * statistics.median(timed(step, device) for _ in range(count))
-    return {"steps/s": 1000 / milliseconds, "ms": milliseconds, "peak GB": peak_memory(device) / 2**30}
+    return {"ms": milliseconds, "peak GB": peak_memory(device) / 2**30}
 
 
-def timed(function, device):
+def timed(function: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call."""
     began = time.perf_counter()
     function()
     if device.type == "cuda":

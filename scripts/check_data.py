@@ -3,6 +3,7 @@
     python scripts/check_data.py gta5 ./data/GTA5
     python scripts/check_data.py cityscapes ./data/Cityscapes --split val
     python scripts/check_data.py crosscity ./data/NTHU_Datasets --city-name Rome --split test --num-classes 13
+    python scripts/check_data.py folder ./data/field
 
 Errors (missing, unreadable or unfitting files) would stop training; warnings (fewer images than the official set, odd sizes,
 ids that no table knows) may be intended. Exit status: 0 fine, also with warnings; 1 errors.
@@ -11,30 +12,29 @@ ids that no table knows) may be intended. Exit status: 0 fine, also with warning
 import json
 import os
 import sys
+from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np
 from tqdm import tqdm
 
-from dataset.classes import RAW_IDS, VOID_IDS, class_names, label_table
-from dataset.lists import find_records
+from dataset.catalogue import DATA_SETS, IGNORED, LABEL_IDS, ClassSet, DataSet, class_set, data_set, label_table
+from dataset.errors import MissingDataError
+from dataset.layouts import Record, find_records
 from dataset.reading import read_image
-from dataset.segmentation import SIZE_TOLERANCE, label_reader
-from utils.arguments import DATASETS, Parser, positive
+from dataset.segmentation import SIZE_TOLERANCE
+from utils.parser import Parser, positive
 
-# Images in the official releases: (data set, split) to count.
-OFFICIAL = {
-    ("gta5", "all"): 24966, ("gta5", "train"): 12403, ("gta5", "val"): 6382, ("gta5", "test"): 6181, ("synthia", "all"): 9400,
-    ("synthia", "train"): 9000, ("synthia", "val"): 400, ("cityscapes", "train"): 2975, ("cityscapes", "val"): 500,
-    ("cityscapes", "test"): 1525, ("crosscity", "train"): 3200, ("crosscity", "test"): 100,
-}  # fmt: skip
-OFFICIAL_SIZE = {"gta5": (1914, 1052), "synthia": (1280, 760), "cityscapes": (2048, 1024), "crosscity": (2048, 1024)}
 EXAMPLES = 5
+# Records that are read before a process that died is noticed, by each worker.
+RECORDS_AT_ONCE = 32
 
 
 class Finding(NamedTuple):
@@ -42,32 +42,36 @@ class Finding(NamedTuple):
 
     path: str
     error: str | None
-    size: tuple | None
-    ids: dict
+    size: tuple[int, int] | None
+    ids: dict[int, int]
     warning: str | None
 
 
-def get_arguments(arguments=None):
+def get_arguments(arguments: Sequence[str] | None = None) -> Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("name", metavar="DATASET", type=str.lower, choices=DATASETS, help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("name", metavar="DATASET", type=str.lower, choices=DATA_SETS, help=f"one of {', '.join(DATA_SETS)}")
     parser.add_argument("root", metavar="ROOT", help="its root in the official layout")
-    parser.add_argument("--split", help="split to check (default: all; Cityscapes: train)")
+    parser.add_argument("--split", help="split to check (default: all, or train where each split has its own folder)")
     parser.add_argument("--data-list", metavar="FILE", help="check the images of this list instead")
-    parser.add_argument("--city-name", metavar="CITY", help="CrossCity: Rome, Rio, Tokyo or Taipei")
-    parser.add_argument("--num-classes", type=int, choices=(19, 16, 13), default=19, help="classes of the histogram")
+    parts = [f"{known.title}: {', '.join(known.parts)}" for known in DATA_SETS.values() if known.parts]
+    parser.add_argument("--city-name", "--condition", dest="part", metavar="PART", help="; ".join(parts))
+    parser.add_argument("--num-classes", type=int, choices=(19, 16, 13), help="classes of the histogram (default 19)")
     parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes that read")
     parser.add_argument("--json", metavar="FILE", help="write the report to this file")
     args = parser.parse_args(arguments)
-    args.split = args.split or ("train" if args.name in ("cityscapes", "crosscity") else "all")
+    args.split = args.split or ("all" if "all" in DATA_SETS[args.name].images else "train")
     return args
 
 
-def main(args):
-    records = find_records(args.name, args.root, args.split, args.data_list, args.city_name)
-    with ProcessPoolExecutor(args.workers) as pool:
-        check = partial(check_record, read_label=label_reader(args.name, args.root), cityscapes_ids=args.name != "synthia")
-        findings = list(tqdm(pool.map(check, records, chunksize=8), total=len(records), unit="image"))
-    report = summarize(findings, args)
+def main(args: Namespace) -> int:
+    known = data_set(args.name, args.root)
+    records = find_records(args.name, args.root, args.split, args.data_list, args.part)
+    if not known.ids and any(record.label for record in records):
+        raise MissingDataError(f"{args.root}/classes.json: no such file; it names the classes of the labels (docs/data.md)")
+    check = partial(check_record, read_label=known.label_reader(args.root), label_ids=known.ids is LABEL_IDS)
+    findings = list(tqdm(check_all(records, check, args.workers), total=len(records), unit="image"))
+    classes = known.classes or class_set(args.num_classes or 19)
+    report = summarize(findings, known, classes, args)
     print_report(report, args)
     if args.json:
         with open(args.json, "w") as file:
@@ -75,85 +79,109 @@ def main(args):
     return 1 if report["errors"] else 0
 
 
-def check_record(record, read_label, cityscapes_ids):
-    """Read one image and its label completely; a `Finding`. With `cityscapes_ids` labels should hold more than 0..18."""
+def check_all(records: Sequence[Record], check: Callable[[Record], Finding], workers: int) -> Iterator[Finding]:
+    """A finding for each record, in order; a record that ends the process that reads it has an error, and the rest goes on."""
+    pool = ProcessPoolExecutor(workers)
+    for start in range(0, len(records), workers * RECORDS_AT_ONCE):
+        batch = records[start : start + workers * RECORDS_AT_ONCE]
+        try:
+            yield from list(pool.map(check, batch, chunksize=4))
+        except BrokenProcessPool:
+            pool = ProcessPoolExecutor(workers)
+            yield from (check_alone(record, check) for record in batch)
+    pool.shutdown()
+
+
+def check_alone(record: Record, check: Callable[[Record], Finding]) -> Finding:
+    """The finding of a record in a process of its own, so that the process's end can be charged to it."""
+    with ProcessPoolExecutor(1) as pool:
+        try:
+            return pool.submit(check, record).result()
+        except BrokenProcessPool:
+            return Finding(record.image, f"{record.image}: it or its label ended the process that read it", None, {}, None)
+
+
+def check_record(record: Record, read_label: Callable[[str], np.ndarray], label_ids: bool) -> Finding:
+    """Read one image and its label completely; with `label_ids` labels should hold more than 0..18."""
     try:
         image = read_image(record.image)
-        size = tuple(image.shape[:0:-1])
+        size = (image.shape[2], image.shape[1])
         if record.label is None:
             return Finding(record.image, None, size, {}, None)
         label = read_label(record.label)
     except OSError as error:
         return Finding(record.image, str(error), None, {}, None)
-    label_size = tuple(label.shape[::-1])
+    label_size = (label.shape[1], label.shape[0])
     difference = max(abs(a - b) for a, b in zip(size, label_size, strict=True))
-    ids, counts = np.unique(label.numpy(), return_counts=True)
-    ids = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    present, counts = np.unique(label, return_counts=True)
+    ids = dict(zip(present.tolist(), counts.tolist(), strict=True))
     sizes = f"label is {label_size[0]}x{label_size[1]}, image {size[0]}x{size[1]}"
     if difference > SIZE_TOLERANCE:
         return Finding(record.image, f"{record.label}: {sizes}", size, ids, None)
-    if cityscapes_ids and len(ids) > 2 and max(ids.keys() - {255}) < 19:
+    warning = f"{sizes}: resized independently, as in the originals" if difference else None
+    if label_ids and len(ids) > 2 and max(ids.keys() - {IGNORED}) < 19:
         warning = "label holds ids 0..18 only: train ids instead of label ids?"
-    else:
-        warning = f"{sizes}: resized independently, as in the originals" if difference else None
     return Finding(record.image, None, size, ids, warning)
 
 
-def summarize(findings, args):
+def summarize(findings: Sequence[Finding], known: DataSet, classes: ClassSet, args: Namespace) -> dict[str, Any]:
     """The report as a JSON-able dict."""
-    pixels, files = Counter(), Counter()
+    pixels: Counter[int] = Counter()
+    files: Counter[int] = Counter()
     for finding in findings:
         pixels.update(finding.ids)
         files.update(finding.ids.keys())
-    table = label_table(args.name, args.num_classes)
-    known = {*RAW_IDS[args.name], *VOID_IDS[args.name]}
+    table = label_table(known.ids, classes)
     total = max(sum(pixels.values()), 1)
     histogram = {}
-    for class_id, class_name in enumerate(class_names(args.num_classes)):
+    for class_id, class_name in enumerate(classes.names):
         raw = [raw for raw in pixels if table[raw] == class_id]
         histogram[class_name] = {
             "share": sum(pixels[r] for r in raw) / total,
             "images": max((files[r] for r in raw), default=0),
         }
+    unknown = {raw: files[raw] for raw in pixels if raw not in known.ids and raw not in known.void_ids}
     return {
         "images": len(findings),
         "errors": [finding.error for finding in findings if finding.error],
-        "warnings": _warnings(findings, histogram, {raw: files[raw] for raw in pixels if raw not in known}, args),
+        "warnings": _warnings(findings, histogram, unknown, known, args),
         "sizes": {f"{w}x{h}": count for (w, h), count in Counter(f.size for f in findings if f.size).most_common()},
         "classes": histogram if pixels else {},
-        "ignored_share": sum(count for raw, count in pixels.items() if table[raw] == 255) / total,
+        "ignored_share": sum(count for raw, count in pixels.items() if table[raw] == IGNORED) / total,
     }
 
 
-def _warnings(findings, histogram, unknown, args):
+def _warnings(
+    findings: Sequence[Finding], histogram: dict[str, Any], unknown: dict[int, int], known: DataSet, args: Namespace
+) -> list[str]:
     warnings = [f"{finding.path}: {finding.warning}" for finding in findings if finding.warning]
-    official = OFFICIAL.get((args.name, args.split))
-    if official not in (None, len(findings)) and not args.data_list:
+    official = known.images.get(args.split)
+    chosen = args.data_list or (args.part and known.usual_parts)
+    if official not in (None, len(findings)) and not chosen:
         warnings.append(f"{len(findings)} images, the official {args.split} set has {official}")
-    odd = [finding for finding in findings if finding.size not in (None, OFFICIAL_SIZE[args.name])]
-    if odd:
-        width, height = OFFICIAL_SIZE[args.name]
-        warnings.append(
-            f"{len(odd)} images are not {width}x{height}, for example {odd[0].path} ({odd[0].size[0]}x{odd[0].size[1]})"
-        )
+    odd = [(finding.path, finding.size) for finding in findings if finding.size and finding.size != known.image_size]
+    if odd and known.image_size:
+        (path, (width, height)), (usual_width, usual_height) = odd[0], known.image_size
+        warnings.append(f"{len(odd)} images are not {usual_width}x{usual_height}, for example {path} ({width}x{height})")
     warnings += [
         f"raw id {raw} in {count} labels is in no table of {args.name}; it is ignored" for raw, count in sorted(unknown.items())
     ]
-    if any(entry["images"] for entry in histogram.values()):
+    if any(finding.ids for finding in findings):
         absent = [name for name, entry in histogram.items() if not entry["images"]]
         if absent:
             warnings.append(f"classes that never occur: {', '.join(absent)}")
     return warnings
 
 
-def print_report(report, args):
-    print(f"\n{args.name}, {args.split}: {report['images']} images; sizes: "
-          + ", ".join(f"{size} ({count})" for size, count in list(report["sizes"].items())[:EXAMPLES]))  # fmt: skip
+def print_report(report: dict[str, Any], args: Namespace) -> None:
+    sizes = [f"{size} ({count})" for size, count in list(report["sizes"].items())[:EXAMPLES]]
+    print(f"\n{args.name}, {args.split}: {report['images']} images; sizes: {', '.join(sizes)}")
     if report["classes"]:
-        print(f"{'class':14s} {'pixels':>8s} {'images':>7s}")
+        width = max(14, *map(len, report["classes"]))
+        print(f"{'class':{width}s} {'pixels':>8s} {'images':>7s}")
         for name, entry in report["classes"].items():
-            print(f"{name:14s} {100 * entry['share']:7.2f}% {entry['images']:7d}")
-        print(f"{'ignored':14s} {100 * report['ignored_share']:7.2f}%")
+            print(f"{name:{width}s} {100 * entry['share']:7.2f}% {entry['images']:7d}")
+        print(f"{'ignored':{width}s} {100 * report['ignored_share']:7.2f}%")
     for kind in ("warnings", "errors"):
         lines = report[kind]
         for line in lines[:EXAMPLES]:

@@ -2,6 +2,7 @@
 
     python scripts/class_statistics.py --source gta5 --data-dir ./data/GTA5 --output ./data/GTA5/class_statistics_19.json
     python scripts/class_statistics.py --source synthia --data-dir ./data/SYNTHIA --num-classes 16
+    python scripts/class_statistics.py --source folder --data-dir ./data/field            # the classes of its classes.json
 
 train_fada.py finds the file beside the data, reads FADA's gtav_label_info.p and synthia_label_info.p too (--from converts
 one to JSON), and makes the statistics itself when there are none.
@@ -9,38 +10,38 @@ one to JSON), and makes the statistics itself when there are none.
 
 import os
 import sys
+from collections.abc import Sequence
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from dataset import build_dataset, class_names
 from dataset.class_statistics import count_classes, files_of_classes, read_statistics, write_statistics
-from utils.arguments import Parser, add_label_flags, set_label_defaults
-from utils.start import exit_with_message
+from dataset.segmentation import build_dataset
+from utils import flags
+from utils.errors import exit_with_message
+from utils.old_names import OLD_NAMES
+from utils.parser import Flags, Parser
 
 
-def get_arguments(arguments=None):
-    parser = Parser(__doc__)
-    add_label_flags(parser)
-    parser.add_argument("--output", "-o", metavar="FILE", help="a file, or a folder for it (default: the data's root)")
+def get_arguments(arguments: Sequence[str] | None = None) -> Flags:
+    parser = Parser(__doc__, OLD_NAMES["class_statistics.py"])
+    flags.add_label_flags(parser)
+    parser.add_argument("--output", metavar="FILE", help="a file, or a folder for it (default: the data's root)")
     parser.add_argument("--from", dest="original", metavar="FILE", help="convert this label_info.p instead of reading labels")
-    args = set_label_defaults(parser.parse_args(arguments))
-    name = f"class_statistics_{args.num_classes}.json"
-    args.output = args.output or os.path.join(args.data_dir, name)
-    if os.path.isdir(args.output) or args.output.endswith("/"):
-        args.output = os.path.join(args.output, name)
-    return args
+    args = flags.complete_label_flags(parser.parse_args(arguments))
+    output, name = args.output or args.data_dir, f"class_statistics_{args.num_classes}.json"
+    return args.with_values(output=os.path.join(output, name) if os.path.isdir(output) or output.endswith("/") else output)
 
 
-def main(args):
+def main(args: Flags) -> None:
+    classes = flags.classes_of(args)
     if args.original:
-        _, file_to_label = read_statistics(args.original, args.num_classes)
+        _, file_to_label = read_statistics(args.original, classes)
     else:
-        dataset = build_dataset(
-            args.source, args.data_dir, args.source_split, args.data_list, args.num_classes, city=args.city_name
-        )
+        place = flags.part(args, args.source)
+        dataset = build_dataset(args.source, args.data_dir, args.source_split, args.data_list, classes, part=place)
         file_to_label = count_classes(dataset, args.workers)
-    write_statistics(args.output, file_to_label, args.num_classes)
-    for name, files in zip(class_names(args.num_classes), files_of_classes(file_to_label, args.num_classes), strict=True):
+    write_statistics(args.output, file_to_label, classes)
+    for name, files in zip(classes.names, files_of_classes(file_to_label, len(classes)), strict=True):
         print(f"{name:>14} in {len(files)} of {len(file_to_label)} images")
     print(f"written to {args.output}")
 

@@ -8,20 +8,24 @@ Below OUT it writes GTA5/, SYNTHIA/, Cityscapes/ and NTHU_Datasets/, which the o
 five parts (tone, texture, light, sensor, layout), each of the overall --strength, turned up or down by --part NAME=FACTOR.
 """
 
-import argparse
 import json
 import os
 import sys
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from typing import Any, NamedTuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import numpy as np
 from tqdm import tqdm
 
-from dataset import label_table
+from dataset.catalogue import CITYSCAPES, LABEL_IDS, label_table
 from dataset.mini import PARTS, SOURCE, TARGET, formats, render
-from utils.arguments import Parser, positive, size
+from utils.files import write_json
+from utils.parser import Parser, positive, size
 from utils.pictures import colorize, grid, save_picture
 
 FORMATS = ("gta5", "synthia", "cityscapes", "crosscity")
@@ -30,7 +34,16 @@ CITIES = ("Rome", "Rio", "Tokyo", "Taipei")
 ODD_ROWS = (0, 0, 0, 6, 0, 0, 5, 0)
 
 
-def get_arguments(arguments=None):
+class Job(NamedTuple):
+    """One image to render: its `format` is one of FORMATS, its `city` one of CITIES for crosscity and None for the others."""
+
+    format: str
+    city: str | None
+    split: str
+    number: int
+
+
+def get_arguments(arguments: list[str] | None = None) -> Namespace:
     parser = Parser(__doc__)
     parser.add_argument("out", metavar="OUT", help="folder to write to")
     parser.add_argument("--formats", type=format_list, default=("gta5", "cityscapes"), metavar="LIST",
@@ -49,22 +62,24 @@ def get_arguments(arguments=None):
     return parser.parse_args(arguments)
 
 
-def format_list(word):
+def format_list(word: str) -> tuple[str, ...]:
+    """`gta5,cityscapes` to their names."""
     names = tuple(word.lower().split(","))
     unknown = [name for name in names if name not in FORMATS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"unknown format {unknown[0]!r}; known: {', '.join(FORMATS)}")
+        raise ArgumentTypeError(f"unknown format {unknown[0]!r}; known: {', '.join(FORMATS)}")
     return names
 
 
-def part(word):
+def part(word: str) -> tuple[str, float]:
+    """`tone=0.5` to ("tone", 0.5)."""
     name, _, factor = word.partition("=")
     if name not in PARTS:
-        raise argparse.ArgumentTypeError(f"unknown part {name!r}; known: {', '.join(PARTS)}")
+        raise ArgumentTypeError(f"unknown part {name!r}; known: {', '.join(PARTS)}")
     return name, float(factor)
 
 
-def main(args):
+def main(args: Namespace) -> None:
     record = {"formats": sorted(args.formats), "size": list(args.size), "seed": args.seed, "strength": args.strength,
               "parts": dict(args.part), "odd_sizes": args.odd_sizes,
               "images": [args.source_train, args.source_val, args.target_train, args.target_val]}  # fmt: skip
@@ -75,17 +90,15 @@ def main(args):
             list(tqdm(pool.map(partial(write, args), jobs, chunksize=8), total=len(jobs), unit="image"))
         for name, folder in (("gta5", "GTA5"), ("synthia", "SYNTHIA")):
             if name in args.formats:
-                numbers = [number for _, _, _, number in jobs_of(name, args)]
+                numbers = [job.number for job in jobs_of(name, args)]
                 formats.write_split(f"{args.out}/{folder}", numbers[: args.source_train], numbers[args.source_train :])
-        with open(f"{path}.tmp", "w") as file:
-            json.dump(record, file, indent=2)
-        os.replace(f"{path}.tmp", path)
+        write_json(path, record)
     if args.preview:
         save_picture(args.preview, preview(args))
 
 
-def already_there(path, record, overwrite):
-    """True if the data was made before with the same parameters (its record is written last).
+def already_there(path: str, record: Mapping[str, Any], overwrite: bool) -> bool:
+    """True if the data was made before with the same parameters: then the record is in `path`, which is written last.
 
     Raises:
         ValueError: it was made with others, and is not to be overwritten.
@@ -106,16 +119,17 @@ def already_there(path, record, overwrite):
     return False
 
 
-def jobs_of(name, args):
-    """(format, city or None, split, number) of every image; numbers go on from train to val."""
+def jobs_of(name: str, args: Namespace) -> list[Job]:
+    """Every image of a format; the numbers of val go on where those of train end."""
     source = name in ("gta5", "synthia")
     train, val = (args.source_train, args.source_val) if source else (args.target_train, args.target_val)
     first = 1 if name == "gta5" else 0
     splits = [("train" if i < train else "val", first + i) for i in range(train + val)]
-    return [(name, city, split, number) for city in (CITIES if name == "crosscity" else (None,)) for split, number in splits]
+    cities = CITIES if name == "crosscity" else (None,)
+    return [Job(name, city, split, number) for city in cities for split, number in splits]
 
 
-def write(args, job):
+def write(args: Namespace, job: Job) -> None:
     """Render and write one image; runs in a worker process."""
     name, city, split, number = job
     domain = SOURCE if name in ("gta5", "synthia") else TARGET
@@ -132,13 +146,13 @@ def write(args, job):
         formats.write_synthia(f"{args.out}/SYNTHIA", number, scene)
     elif name == "cityscapes":
         formats.write_cityscapes(f"{args.out}/Cityscapes", split, number, scene)
-    else:
+    elif city:
         formats.write_crosscity(f"{args.out}/NTHU_Datasets", city, split, number, scene)
 
 
-def preview(args, count=4):
+def preview(args: Namespace, count: int = 4) -> np.ndarray:
     """Source scenes with labels beside target scenes with labels, as one (H,W,3) uint8 picture."""
-    table = label_table("cityscapes")
+    table = label_table(LABEL_IDS, CITYSCAPES)
     rows = []
     for index in range(count):
         scenes = [render(domain, args.seed, index, args.size, args.strength, dict(args.part)) for domain in (SOURCE, TARGET)]

@@ -1,9 +1,17 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs all tests; arguments go to pytest, for example: bash scripts/test.sh -k loader
+# Sets up .venv and runs the tests; arguments go to pytest, for example: bash scripts/test.sh -k loader
+# --all adds the tests that take long (marked slow).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 # One thread a process: two processes side by side are faster on two cores than one with two threads.
 export OMP_NUM_THREADS=1
+select=(-m "not slow")
+if [ "${1:-}" = "--all" ]; then
+    shift
+    select=()
+fi
 .venv/bin/ruff check .
-exec .venv/bin/python -m pytest -n 2 "$@"
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+exec .venv/bin/python -m pytest -n 2 "${select[@]}" "$@"

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import train_clan
-from dataset import label_table
+from dataset.catalogue import CITYSCAPES, DATA_SETS, label_table
 from dataset.reading import read_synthia_label
 from model import OutputDiscriminator, build_model, load_model, upsample
 from train_clan import adversarial_loss, disagreement, focal_loss, rate_at, weight_discrepancy
@@ -178,6 +178,7 @@ class Recorded:
     def __init__(self, image, label, size, draws):
         self.image, self.label, self.size, self.draws = Image.open(INPUTS / image).convert("RGB"), label, size, draws
         self.step = 0
+        self.dataset, self.batch_size, self.world_size = [image], 1, 1
 
     def __next__(self):
         scale, mirror = self.draws[self.step]
@@ -212,9 +213,11 @@ def test_four_steps_across_the_warm_up_match_the_original(source, updates, varia
     if source == "gta5":
         raw = np.array(Image.open(INPUTS / "label_gta5.png"))
     else:
-        raw = read_synthia_label(INPUTS / "label_synthia.png").numpy()
+        raw = read_synthia_label(INPUTS / "label_synthia.png")
     draws = recorded["random_draws"].tolist()
-    loader = Recorded("source.png", label_table(source)[raw], (120, 72), [draw[:2] for draw in draws])
+    loader = Recorded(
+        "source.png", label_table(DATA_SETS[source].ids, CITYSCAPES)[raw], (120, 72), [draw[:2] for draw in draws]
+    )
     monkeypatch.setattr(train_clan, "source_loader", lambda *_: loader)
     target = Recorded("target.png", None, (96, 48), [draw[2:] for draw in draws])
     monkeypatch.setattr(train_clan, "target_loader", lambda *_: target)
@@ -228,7 +231,16 @@ def test_four_steps_across_the_warm_up_match_the_original(source, updates, varia
     train_clan.main(train_clan.get_arguments(flags))
 
     rows = [json.loads(line) for line in open(tmp_path / "run/metrics.jsonl")]
-    ours = np.array([[row[name] for name in recorded["loss_columns"]] for row in rows])
+    # The recordings have G's losses with their weights, which are logged apart.
+    weights = [(row["damping"] * 0.001, row["damping"] * 2 * 0.01) for row in rows]
+    columns = {
+        "loss_adv": [row["loss_adv"] * w for row, (w, _) in zip(rows, weights, strict=True)],
+        "loss_weight": [row["loss_weight"] * w for row, (_, w) in zip(rows, weights, strict=True)],
+        "loss_seg": [row["loss_seg"] for row in rows],
+        "loss_D_s": [row["loss_D_source"] for row in rows],
+        "loss_D_t": [row["loss_D_target"] for row in rows],
+    }
+    ours = np.array([columns[name] for name in recorded["loss_columns"]]).T
     np.testing.assert_allclose(ours, recorded[f"{variant}/losses"], rtol=1e-4)
     rates = [[row["lr_G"], row["lr_D"], row["damping"]] for row in rows]
     np.testing.assert_allclose(rates, recorded["lr_and_damping"][:, [0, 2, 3]], rtol=1e-12)

@@ -13,16 +13,19 @@ from PIL import Image
 
 import compute_iou
 import evaluate_cityscapes
-from dataset import build_dataset, label_table, sequential_loader
-from dataset.classes import PALETTE, to_label_ids
-from dataset.self_training import FitLongerSide
+from dataset.catalogue import CITYSCAPES, DATA_SETS, class_set, label_table, to_label_ids
+from dataset.loader import sequential_loader
+from dataset.segmentation import build_dataset
 from dataset.transforms import Resize
 from model import build_model, upsample
 from model.normalization import Normalize
+from utils.coarse_prediction import FitLongerSide, predict_coarsely
+from utils.confusion import ConfusionMatrix
 from utils.evaluation import evaluate as score
-from utils.evaluation import predict, predict_coarsely
-from utils.metrics import ConfusionMatrix
-from utils.metrics import scores as scores_of
+from utils.evaluation import predict
+from utils.iou import scores as scores_of
+
+LABEL_TABLE = label_table(DATA_SETS["cityscapes"].ids, CITYSCAPES)
 
 EVALUATE = GOLDEN / "adaptsegnet/evaluate"
 NAMES = ("city_000000_000019_leftImg8bit", "city_000001_000019_leftImg8bit")
@@ -87,7 +90,7 @@ def test_files_figures_and_compute_iou_agree(checkpoints, mini_data, tmp_path, c
         *("--save-label-ids", tmp_path / "server", "--json", tmp_path / "figures.json"),
     )
     printed = capsys.readouterr().out
-    again = compute_iou.compute_iou(str(mini_data / "Cityscapes/gtFine/val"), str(tmp_path / "pred"))
+    again = compute_iou.compute_iou(compute_iou.find_pairs(str(mini_data / "Cityscapes/gtFine/val"), str(tmp_path / "pred")))
     assert results["GTA5_2"] == again == json.loads((tmp_path / "figures.json").read_text())["GTA5_2"]
     assert f"===> mIoU: {round(100 * again['miou'], 2)}" in printed and "tensors loaded" in printed
     ids = {path.name: np.array(Image.open(path)) for path in (tmp_path / "pred").iterdir() if "_color" not in path.name}
@@ -95,10 +98,10 @@ def test_files_figures_and_compute_iou_agree(checkpoints, mini_data, tmp_path, c
     for name, prediction in ids.items():
         assert prediction.shape == (48, 96)
         colours = Image.open(tmp_path / "pred" / name.replace(".png", "_color.png"))
-        np.testing.assert_array_equal(np.array(colours.convert("RGB")), PALETTE[prediction])
+        np.testing.assert_array_equal(np.array(colours.convert("RGB")), CITYSCAPES.palette[prediction])
         server = np.array(Image.open(tmp_path / "server" / name))
-        np.testing.assert_array_equal(server, to_label_ids(prediction))
-        np.testing.assert_array_equal(label_table("cityscapes")[server], prediction)
+        np.testing.assert_array_equal(server, to_label_ids(prediction, CITYSCAPES))
+        np.testing.assert_array_equal(LABEL_TABLE[server], prediction)
 
 
 def test_a_folder_of_checkpoints_gives_one_row_each_in_order(checkpoints, mini_data, tmp_path, capsys):
@@ -158,7 +161,7 @@ def test_half_precision_ends_before_the_upsampling():
 
 
 def test_predictions_that_the_number_of_classes_does_not_have_are_refused(mini_data):
-    dataset = build_dataset("cityscapes", str(mini_data / "Cityscapes"), "val", num_classes=13)
+    dataset = build_dataset("cityscapes", str(mini_data / "Cityscapes"), "val", classes=class_set(13))
     with pytest.raises(ValueError, match="no class"):
         score(filled(build_model("MiniResNet18")), sequential_loader(dataset), 13, "cpu")
 
@@ -232,7 +235,7 @@ def test_crst_protocol(golden):
             scores[0].permute(1, 2, 0)[::4, ::4], expected, rtol=0, atol=1e-4 * np.abs(recorded["avg_logits_stats"][2])
         )
         assert (scores.argmax(1)[0].numpy() != recorded["pred"][i]).mean() < 1e-3
-    figures = scores_of(torch.from_numpy(recorded["hist"]).long(), absent=0.0)
+    figures = scores_of(recorded["hist"], absent=0.0)
     np.testing.assert_allclose(list(figures["iou"].values()), np.nan_to_num(recorded["iou"]), rtol=1e-6)
 
 
@@ -264,7 +267,7 @@ def test_cbst_protocol(run, flip, steps, golden):
             np.testing.assert_allclose(torch.stack(model.inputs), given, atol=1e-5)
         np.testing.assert_allclose(scores[:, ::5, ::3], recorded[f"{run}_interp_sub"][i], atol=1e-5)
         assert (scores.argmax(0).numpy() == recorded[f"{run}_pred_trainid"][i]).mean() > 0.999
-        truth = label_table("cityscapes")[recorded["gt_labelid"][i]]
+        truth = LABEL_TABLE[recorded["gt_labelid"][i]]
         confusion.add(torch.from_numpy(truth), torch.from_numpy(recorded[f"{run}_pred_trainid"][i].astype(np.uint8)))
     np.testing.assert_array_equal(confusion.matrix, recorded[f"{run}_conf"])
     figures = scores_of(confusion.matrix, absent=0.0)
@@ -288,25 +291,25 @@ def test_cbst_protocol(run, flip, steps, golden):
 )
 def test_protocols(name, flags, expected):
     args = evaluate_cityscapes.get_arguments(["--restore-from", "x", *flags])
-    chosen = evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, dialect=""))
-    assert {key: chosen[key] for key in expected} == expected
+    chosen = evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, checkpoint_format=""))
+    assert {key: getattr(chosen, key) for key in expected} == expected
     if name == "DeeplabRes" and not flags:
-        assert chosen["options"] == {"flip": True, "heads": "last", "scales": (0.9, 1.0, 1.2), "average": "logits"}
+        assert (chosen.heads, chosen.scales, chosen.average) == ("last", (0.9, 1.0, 1.2), "logits")
     with pytest.raises(ValueError, match="neither --scales nor --heads"):
         evaluate_cityscapes.protocol_of(
             evaluate_cityscapes.get_arguments(["--restore-from", "x", "--protocol", "cbst", "--scales", "1,2"]),
-            SimpleNamespace(settings={"name": name}, dialect=""),
+            SimpleNamespace(settings={"name": name}, checkpoint_format=""),
         )
     refused = {"DeeplabRes": (["--resize-labels"], "images keep their size"),
                "ResNet38": (["--input-size", "9,9", "--test-scales", "9"], "give one")}  # fmt: skip
     if name in refused and not flags:
         args = evaluate_cityscapes.get_arguments(["--restore-from", "x", *refused[name][0]])
         with pytest.raises(ValueError, match=refused[name][1]):
-            evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, dialect=""))
+            evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, checkpoint_format=""))
     if name == "DeeplabMulti":
         args = evaluate_cityscapes.get_arguments(["--restore-from", "x", *flags, "--test-steps", "2"])
         with pytest.raises(ValueError, match="--test-steps belong to --protocol cbst"):
-            evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, dialect=""))
+            evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, checkpoint_format=""))
 
 
 def test_fada_s_own_options(capsys):

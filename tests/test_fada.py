@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from argparse import Namespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from test_dataset import Draws
 from torch.nn import functional as F
 
 import train_fada
-from dataset import build_dataset, class_names, label_table
+from dataset.catalogue import DATA_SETS, class_set, label_table
 from dataset.class_statistics import (
     ClassBalancedOrder,
     StatisticsError,
@@ -24,14 +25,18 @@ from dataset.class_statistics import (
     read_statistics,
     write_statistics,
 )
+from dataset.errors import MissingDataError
 from dataset.reading import read_image, read_label
+from dataset.segmentation import build_dataset
 from dataset.transforms import Compose, RandomColorJitter, RandomCrop, RandomMirror, RandomScale, Resize, jitter
 from model import FeatureDiscriminator, WeightsError, build_model, load_model, load_weights, read_weights, upsample
-from model.dialects import from_fada, to_fada
+from model.checkpoint_formats import from_fada, to_fada
 from scripts import class_statistics
 from train_fada import get_arguments, soft_cross_entropy, soft_label, stage_settings
+from utils.errors import RunError
 from utils.evaluation import evaluate, predict
 from utils.losses import cross_entropy
+from utils.self_training import label_folders
 from utils.state import StateError
 
 INPUTS = GOLDEN / "fada/inputs"
@@ -218,7 +223,7 @@ def test_loaders(case, name, folder, index, classes, transform, draws, golden):
     steps = Compose(transform) if isinstance(transform, tuple) else transform
     split = "train" if name == "cityscapes" else "all"
     wrapped = lambda image, label, *_: steps(image, label, rng, None)  # noqa: E731
-    sample = build_dataset(name, str(INPUTS / folder), split, None, classes, wrapped)[index]
+    sample = build_dataset(name, str(INPUTS / folder), split, None, class_set(classes), wrapped)[index]
     pixels = np.rint((recorded[f"pipe/{case}/image"] * STD + MEAN) * 255)
     difference = np.abs(sample["image"].numpy().astype(int) - pixels)
     assert difference.max() <= 4 and (difference > 2).mean() < 2e-3
@@ -239,7 +244,7 @@ def test_self_distillation_loader(case, index, draws, golden, tmp_path):
     flags = ["--stage", "distill", "--data-dir-target", str(INPUTS / "cityscapes"), "--input-size-target", "64,36"]
     flags += ["--pseudo-labels", str(INPUTS / "cityscapes/soft_labels/inference/cityscapes_train")]
     flags += ["--model", "deeplab_vgg16" if case == "sd_vgg" else "deeplab_resnet101", "--snapshot-dir", str(tmp_path)]
-    dataset = train_fada.pseudo_labelled_dataset(stage_settings(get_arguments(flags), "distill"))
+    dataset = train_fada.pseudo_labelled_dataset(stage_settings(get_arguments(flags), "distill"), class_set(19))
     transform, rng = dataset.transform, Script(*draws)
     dataset.transform = lambda image, label, *_: transform(image, label, rng, None)
     sample = dataset[index]
@@ -261,7 +266,7 @@ def test_label_tables(golden):
         ("cityscapes_19", "cityscapes", 19),
         ("cityscapes_16", "cityscapes", 16),
     ):
-        np.testing.assert_array_equal(label_table(name, classes), recorded[f"maps/{key}"])
+        np.testing.assert_array_equal(label_table(DATA_SETS[name].ids, class_set(classes)), recorded[f"maps/{key}"])
 
 
 # Class-balanced sampling
@@ -317,7 +322,7 @@ def test_class_statistics(name, classes, tmp_path):
     target = tmp_path / "statistics.json"
     flags = ["--source", name, "--data-dir", str(INPUTS / name), "--output", str(target), "--workers", "2"]
     class_statistics.main(class_statistics.get_arguments(flags))
-    label_to_file, file_to_label = read_statistics(target, classes)
+    label_to_file, file_to_label = read_statistics(target, class_set(classes))
     expected = next(value for key, value in recorded.items() if key.startswith("file_to_label"))
     expected_lists = next(value for key, value in recorded.items() if key.startswith("label_to_file"))
     assert {name: sorted(labels) for name, labels in file_to_label.items()} == {k: sorted(v) for k, v in expected.items()}
@@ -329,25 +334,25 @@ def test_original_label_info_is_read_and_code_is_refused(tmp_path, label_info):
     path = tmp_path / "gtav_label_info.p"
     with open(path, "wb") as file:
         pickle.dump(label_info, file)
-    assert read_statistics(path, 19) == tuple(label_info)
+    assert read_statistics(path, class_set(19)) == tuple(label_info)
     converted = tmp_path / "converted.json"
     class_statistics.main(class_statistics.get_arguments(["--from", str(path), "--output", str(converted)]))
-    assert read_statistics(converted, 19)[1] == label_info[1]
+    assert read_statistics(converted, class_set(19))[1] == label_info[1]
     with pytest.raises(StatisticsError, match="made for 19 classes, not 16"):
-        read_statistics(converted, 16)
+        read_statistics(converted, class_set(16))
     (tmp_path / "evil.p").write_bytes(pickle.dumps((Namespace, {})))
     with pytest.raises(StatisticsError, match="refused, it holds argparse.Namespace"):
-        read_statistics(tmp_path / "evil.p", 19)
+        read_statistics(tmp_path / "evil.p", class_set(19))
     (tmp_path / "cut.p").write_bytes(path.read_bytes()[:500])
     with pytest.raises(StatisticsError, match="cut.p: cannot be read as class statistics"):
-        read_statistics(tmp_path / "cut.p", 19)
-    write_statistics(tmp_path / "bad.json", {"a.png": [77]}, 19)
+        read_statistics(tmp_path / "cut.p", class_set(19))
+    write_statistics(tmp_path / "bad.json", {"a.png": [77]}, class_set(19))
     with pytest.raises(StatisticsError, match="bad.json"):
-        read_statistics(tmp_path / "bad.json", 19)
+        read_statistics(tmp_path / "bad.json", class_set(19))
 
 
 def test_statistics_must_cover_the_data(mini_data):
-    dataset = build_dataset("gta5", str(mini_data / "GTA5"), "all", None, 19)
+    dataset = build_dataset("gta5", str(mini_data / "GTA5"), "all")
     file_to_label = count_classes(dataset, 1, progress=False)
     order = class_balanced_order(dataset, (files_of_classes(file_to_label, 19), file_to_label), 0)
     assert {order[k] for k in range(300)} == set(range(len(dataset)))
@@ -389,7 +394,7 @@ def test_evaluation_and_pseudo_labels(golden, tmp_path):
     G = load_model(path)
     assert G.settings["norm_eps"] == 0
     for split in ("train", "val"):
-        dataset = build_dataset("cityscapes", str(INPUTS / "cityscapes"), split, None, 19, Resize((72, 40), label=False))
+        dataset = build_dataset("cityscapes", str(INPUTS / "cityscapes"), split, transform=Resize((72, 40), label=False))
         matrix = evaluate(G, torch.utils.data.DataLoader(dataset), 19, torch.device("cpu")).matrix.double().numpy()
         intersection, target = np.diag(matrix), matrix.sum(1)
         allowed = 2e-3 * matrix.sum()
@@ -436,6 +441,7 @@ class Fixed:
 
     def __init__(self, **tensors):
         self.batch = {**tensors, "path": ["recorded"], "name": ["recorded"]}
+        self.dataset, self.batch_size, self.world_size = range(1), 1, 1
 
     def __next__(self):
         return dict(self.batch)
@@ -475,7 +481,7 @@ def test_four_steps_match_the_original(name, golden, tmp_path, monkeypatch):
         label=torch.from_numpy(recorded["input/source_label"])[None],
     )
     target = Fixed(image=torch.from_numpy(recorded["input/target_image"])[None]) if stage == "adversarial" else None
-    monkeypatch.setattr(train_fada, "source_loader", lambda *_: source)
+    monkeypatch.setattr(train_fada, "class_balanced_loader", lambda *_: source)
     monkeypatch.setattr(train_fada, "target_loader", lambda *_: target)
     monkeypatch.setattr(train_fada, "pseudo_labelled_dataset", lambda *_: None)
     monkeypatch.setattr(train_fada, "endless", lambda *_: source)
@@ -500,9 +506,16 @@ def test_four_steps_match_the_original(name, golden, tmp_path, monkeypatch):
 
     rows = [json.loads(line) for line in open(tmp_path / stage / "metrics.jsonl")]
     variant = "f32_torch1_2"
-    for loss in ("loss_seg", "loss_adv_tgt", "loss_D_src", "loss_D_tgt", "loss_D"):
-        if f"{variant}/step/{loss}" in recorded:
-            np.testing.assert_allclose([row[loss] for row in rows], recorded[f"{variant}/step/{loss}"], rtol=3e-5)
+    # The original logs its losses with their weights.
+    for loss, theirs, weight in (
+        ("loss_seg", "loss_seg", 1.0),
+        ("loss_adv", "loss_adv_tgt", 0.001),
+        ("loss_D_source", "loss_D_src", 0.5),
+        ("loss_D_target", "loss_D_tgt", 0.5),
+        ("loss_D", "loss_D", 1.0),
+    ):
+        if f"{variant}/step/{theirs}" in recorded:
+            np.testing.assert_allclose([weight * row[loss] for row in rows], recorded[f"{variant}/step/{theirs}"], rtol=3e-5)
     np.testing.assert_allclose([row["lr_G"] for row in rows], recorded[f"{variant}/step/lr_feature"], rtol=1e-12)
     if stage == "adversarial":
         np.testing.assert_allclose([row["lr_D"] for row in rows], recorded[f"{variant}/step/lr_D"], rtol=1e-12)
@@ -546,7 +559,7 @@ def test_the_chain_continues_inside_and_between_stages(mini_data, tmp_path, monk
     monkeypatch.setattr(train_fada.Run, "update", broken_update)
     with pytest.raises(KeyboardInterrupt):
         chain(mini_data, tmp_path / "parts")
-    save, saved = train_fada.save_colours, []
+    save, saved = label_folders.save_colours, []
 
     def broken_save(*arguments):
         if len(saved) == 2:
@@ -555,13 +568,13 @@ def test_the_chain_continues_inside_and_between_stages(mini_data, tmp_path, monk
         saved.append(arguments[0])
         return save(*arguments)
 
-    monkeypatch.setattr(train_fada, "save_colours", broken_save)
+    monkeypatch.setattr(label_folders, "save_colours", broken_save)
     with pytest.raises(KeyboardInterrupt):
         chain(mini_data, tmp_path / "parts", "--resume")
     chain(mini_data, tmp_path / "parts", "--resume")
     assert len(saved) == 6  # two, the break, and the missing three
     for stage in ("source", "adversarial", "distill"):
-        whole, parts = (read_weights(tmp_path / name / stage / "model_iter000003.pth") for name in ("whole", "parts"))
+        whole, parts = (read_weights(tmp_path / name / stage / "model_iter000003.pth").tensors for name in ("whole", "parts"))
         assert all(torch.equal(whole[key], parts[key]) for key in whole), stage
     chain(mini_data, tmp_path / "parts", "--resume")  # all is finished: nothing happens
     with pytest.raises(StateError, match="holds files already: go on with --resume"):
@@ -575,15 +588,15 @@ def test_synthia_has_16_classes(mini_data, tmp_path):
     chain(mini_data, tmp_path, "--stage", "source", source="synthia")
     assert load_model(tmp_path / "source/model_iter000003.pth").settings["num_classes"] == 16
     statistics = json.load(open(tmp_path / "class_statistics_16.json"))
-    assert statistics["num_classes"] == 16 and tuple(statistics["classes"]) == class_names(16)
+    assert statistics["num_classes"] == 16 and tuple(statistics["classes"]) == class_set(16).names
 
 
 def test_what_is_missing_is_told(mini_data, tmp_path):
     with pytest.raises(WeightsError, match="no weights of stage source; run it first"):
         chain(mini_data, tmp_path, "--stage", "adversarial", "--restore-from", "")
-    with pytest.raises(FileNotFoundError, match="no such pseudo-label .5 missing.; --stage pseudo-label makes them"):
+    with pytest.raises(MissingDataError, match="no such pseudo-label .5 missing.; --stage pseudo-label makes them"):
         chain(mini_data, tmp_path, "--stage", "distill")
-    with pytest.raises(ValueError, match="--batch-size 3 cannot be shared by 1 processes and two domains"):
+    with pytest.raises(RunError, match="--batch-size 3 cannot be shared by 1 processes and two domains"):
         chain(mini_data, tmp_path, "--stage", "adversarial", "--batch-size", "3")
 
 
@@ -593,21 +606,26 @@ def test_what_is_missing_is_told(mini_data, tmp_path):
         ([], "source", {"learning_rate": 5e-4, "num_steps": 31250, "num_steps_stop": 20000, "batch_norm": "frozen"}),
         ([], "adversarial", {"learning_rate": 2.5e-4, "num_steps": 62500, "num_steps_stop": 40000, "learning_rate_D": 1e-4}),
         ([], "adversarial", {"color_jitter": (0.5, 0.5, 0.5, 0.2), "batch_size": 4, "input_size_test": (1024, 512)}),
-        ([], "distill", {"batch_norm": "train", "input_size_test": (2048, 1024), "color_jitter": (0.5, 0.5, 0.5, 0.2)}),
+        ([], "pseudo-label", {"input_size_test": (1024, 512), "num_classes": 19, "batch_norm": "frozen"}),
+        (
+            [],
+            "distill",
+            {"batch_norm": "train", "batch_size": 8, "input_size_test": (2048, 1024), "color_jitter": (0.5, 0.5, 0.5, 0.2)},
+        ),
         (["--source", "synthia"], "distill", {"batch_norm": "frozen", "num_classes": 16, "input_size": (1280, 760)}),
         (["--model", "deeplab_vgg16"], "distill", {"color_jitter": (0, 0, 0, 0), "learning_rate": 5e-4}),
         (["--model", "deeplab_vgg16"], "adversarial", {"color_jitter": (0.5, 0.5, 0.5, 0.2)}),
     ],
 )
 def test_published_settings(flags, stage, expected):
-    settings = vars(stage_settings(get_arguments(flags), stage))
-    assert {key: settings[key] for key in expected} == expected
+    settings = stage_settings(get_arguments(flags), stage)
+    assert {key: getattr(settings, key) for key in expected} == expected
 
 
 @pytest.mark.parametrize(
     "flags, error, message",
     [
-        (["--stage", "distill", "--num-steps-stop", "40000"], ValueError, "beyond --num-steps 31250"),
+        (["--stage", "distill", "--num-steps-stop", "40000"], RunError, "beyond --num-steps 31250"),
         (["--color-jitter", "0.5"], SystemExit, "2"),
         (["--scale-range", "1"], SystemExit, "2"),
         (["--pseudo-labels", "x"], SystemExit, "2"),
@@ -627,7 +645,7 @@ def test_jitter_without_strength_leaves_the_image(pair):
 
 def test_pseudo_labels_of_another_number_of_classes_are_refused(mini_data, tmp_path):
     torch.save(build_model("MiniResNet18", 16).state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(WeightsError, match="has 16 classes, not --num-classes 19"):
+    with pytest.raises(StateError, match="has 16 classes .road, .*, not these 19: road"):
         chain(mini_data, tmp_path, "--stage", "pseudo-label", "--restore-from", str(tmp_path / "weights.pth"))
 
 
@@ -636,7 +654,7 @@ def test_label_info_of_19_classes_serves_16(tmp_path, label_info):
     path = tmp_path / "gtav_label_info.p"
     with open(path, "wb") as file:
         pickle.dump(label_info, file)
-    lists, labels = read_statistics(path, 16)
+    lists, labels = read_statistics(path, class_set(16))
     assert lists[9] == label_info[0][10] and len(lists) == 16
     name = label_info[0][10][0]
     assert 9 in labels[name] and max(map(max, filter(None, labels.values()))) <= 15
@@ -645,3 +663,30 @@ def test_label_info_of_19_classes_serves_16(tmp_path, label_info):
 def test_palette_labels_are_read_as_ids():
     path = INPUTS / "cityscapes/soft_labels/inference/cityscapes_train/aachen_000000_000019_leftImg8bit.png"
     assert read_label(path).max() < 19 and read_image(path).shape[0] == 3
+
+
+def test_plain_folders(plain_folders, tmp_path):
+    """Three classes of the source's own; a target without labels and without a val split; names with sub-folders."""
+    words = f"--source folder --data-dir {plain_folders}/field --target folder --data-dir-target {plain_folders}/meadow"
+    words += f" --model MiniResNet18 --restore-from none --batch-size 2 --num-steps 2 --val-every 1 --snapshot-dir {tmp_path}"
+    train_fada.main(get_arguments([*words.split(), "--device", "cpu", "--num-workers", "0"]))
+    assert json.load(open(tmp_path / "class_statistics_3.json"))["file_to_label"].keys() == {
+        f"{name}.png" for name in ("a/1", "a/2", "b/1", "b/2")
+    }
+    for name in ("a/1", "a/2", "b/1", "b/2"):
+        with Image.open(tmp_path / f"pseudo-labels/{name}.png") as label:
+            assert label.size == (64, 40) and set(np.unique(label)) <= {0, 1, 2}
+            assert label.getpalette()[3:6] == [0, 200, 0]
+    network = load_model(tmp_path / "distill/model_iter000002.pth")
+    assert network.settings["num_classes"] == 3 and network.classes["names"] == ["soil", "plant", "stone"]
+    # The same number of classes, but others: nothing is taken for what it is not.
+    other = tmp_path / "other"
+    shutil.copytree(plain_folders / "field", other)
+    (other / "classes.json").write_text(
+        '[{"name": "plant", "ids": [3]}, {"name": "soil", "ids": [0]}, {"name": "stone", "ids": [7]}]'
+    )
+    words = words.replace(f"{plain_folders}/field", str(other)).replace("--restore-from none", "")
+    with pytest.raises(StateError, match="has 3 classes .soil, plant, stone., not these 3: plant, soil, stone"):
+        train_fada.main(get_arguments([*words.split(), "--stage", "pseudo-label", "--resume", "--device", "cpu"]))
+    with pytest.raises(StateError, match="pseudo-labels: has 3 classes .soil, plant, stone., not these 3: plant, soil, stone"):
+        train_fada.main(get_arguments([*words.split(), "--stage", "distill", "--device", "cpu"]))

@@ -7,13 +7,14 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
-from dataset.classes import label_table
+from dataset.catalogue import CITYSCAPES, LABEL_IDS, label_table
 from dataset.mini import PARTS, domain_parameters, render
 from dataset.mini.domains import GAP
 from dataset.reading import image_size, read_synthia_label
+from dataset.segmentation import build_dataset
 from scripts import make_mini_data
 
-TABLE = label_table("cityscapes")
+TABLE = label_table(LABEL_IDS, CITYSCAPES)
 
 
 def make(*arguments):
@@ -72,8 +73,6 @@ def test_files_are_the_official_formats(mini_data):
 
 
 def test_synthia_and_gta5_show_the_same_classes(mini_data):
-    from dataset import build_dataset
-
     first = build_dataset("gta5", mini_data / "GTA5", "train")[0]["label"]
     scene = render("source", 0, 1, (96, 48))
     np.testing.assert_array_equal(first.numpy(), TABLE[scene.label_ids])

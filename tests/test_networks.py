@@ -9,7 +9,8 @@ from conftest import GOLDEN
 from fill import noise
 from filled import filled
 
-from model import BATCH_NORM_MODES, OutputDiscriminator, build_model, upsample
+from model import BATCH_NORM_MODES, ModelError, OutputDiscriminator, build_model, describe, upsample
+from model.resnet import DeepLabResNet
 
 KEYS = json.loads((GOLDEN / "adaptsegnet/keys.json").read_text())
 NETWORKS = ("DeeplabMulti", "Res_Deeplab", "DeeplabVGG", "FCDiscriminator")
@@ -165,5 +166,41 @@ def test_all_four_branches_count_when_asked_for():
 )
 def test_wrong_settings_are_refused(arguments, message):
     name, classes, heads, branches = (*arguments, *(19, None, None)[len(arguments) - 1 :])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ModelError, match=message):
         build_model(name, classes, heads=heads, aspp_branches=branches)
+
+
+@pytest.mark.parametrize(
+    "name, settings, message",
+    [
+        (
+            "ResNet38",
+            {"heads": "single"},
+            "network ResNet38 has no setting heads; it has num_classes, normalization, batch_norm",
+        ),
+        ("ResNet18", {"width": "wide"}, "ResNet18: setting width must be of type int, not 'wide'"),
+        ("ResNet18", {"aspp_rates": 6}, "setting aspp_rates must be of type tuple, not 6"),
+        ("ResNet18", {"num_classes": 0}, "num_classes must be at least 1, not 0"),
+        ("ResNet18", {"normalization": "vgg"}, "unknown input convention 'vgg'; known: caffe, imagenet"),
+        ("ResNet18", {"batch_norm": "off"}, "unknown BatchNorm mode 'off'; known: train"),
+        ("ResNet18", {"style": "jax"}, "style must be one of caffe, torchvision"),
+        ("ResNet18", {"depth": 19}, "depth must be one of 18, 50, 101"),
+    ],
+)
+def test_settings_are_held_against_what_the_network_takes(name, settings, message):
+    with pytest.raises(ModelError, match=message):
+        build_model(name, **settings)
+
+
+def test_an_error_in_the_program_stays_one(monkeypatch):
+    def broken(self, mode):
+        raise TypeError("a slip")
+
+    monkeypatch.setattr(DeepLabResNet, "set_batch_norm", broken)
+    with pytest.raises(TypeError, match="a slip"):
+        build_model("MiniResNet18")
+
+
+def test_a_network_is_described_in_one_line():
+    assert describe(build_model("MiniResNet18", 16)) == "MiniResNet18, 16 classes, 4 ASPP branches, caffe input convention"
+    assert describe(build_model("ResNet38")) == "ResNet38, 19 classes, imagenet input convention"

@@ -56,10 +56,7 @@ def test_it_trains(script, command, mini_data, tmp_path):
         small |= {"input_size_test": (64, 32), "class_statistics": str(tmp_path / "statistics.json")}
         count = f"--source gta5 -d {small['data_dir']} -o {small['class_statistics']} --workers 1"
         class_statistics.main(class_statistics.get_arguments(count.split()))
-    for key, value in small.items():
-        if hasattr(args, key):
-            setattr(args, key, value)
-    MODULES[script].main(args)
+    MODULES[script].main(args.with_values(**{key: value for key, value in small.items() if hasattr(args, key)}))
     folder = tmp_path / {"train_cbst.py": "round0", "train_fada.py": "distill"}.get(script, "")
     rows = [json.loads(line) for line in open(folder / "metrics.jsonl")]
     losses = {name: value for name, value in rows[0].items() if name.startswith("loss")}
@@ -96,14 +93,13 @@ def test_it_evaluates(script, command, mini_data, tmp_path, capsys):
         assert (args.input_size, args.save) == ((2048, 1024), "none")
         protocol = "fada"
     torch.save(state, tmp_path / "weights.pth")
-    args.restore_from, args.data_dir = str(tmp_path / "weights.pth"), str(mini_data / "Cityscapes")
-    args.save, args.device, args.gpu, args.num_workers = str(tmp_path / "result"), "cpu", None, 0
-    args.input_size = (64, 32)
-    results = evaluate_cityscapes.main(args)
+    small = {"restore_from": str(tmp_path / "weights.pth"), "data_dir": str(mini_data / "Cityscapes"), "input_size": (64, 32)}
+    small |= {"save": str(tmp_path / "result"), "device": "cpu", "gpu": None, "num_workers": 0}
+    results = evaluate_cityscapes.main(args.with_values(**small))
     assert f"protocol {protocol}: input (64, 32), flip {'--flip' in words}" in capsys.readouterr().out
     assert len(list((tmp_path / "result").glob("*_color.png"))) == 3
     if script == "compute_iou.py":
         args = compute_iou.get_arguments(shlex.split(command))
-        args.gt_dir, args.pred_dir = str(mini_data / "Cityscapes/gtFine/val"), [str(tmp_path / "result")]
-        (result,) = compute_iou.main(args).values()
+        folders = {"gt_dir": str(mini_data / "Cityscapes/gtFine/val"), "pred_dir": [str(tmp_path / "result")]}
+        (result,) = compute_iou.main(type(args)(**{**vars(args), **folders})).values()
         assert result == results["weights"]

@@ -10,8 +10,8 @@ from conftest import GOLDEN
 from fill import fill, noise
 
 from model import WeightsError, build_model, load_model
+from model.checkpoint_formats import from_mxnet, to_mxnet
 from model.mxnet import ParamsError, is_params, read_params, write_params
-from model.resnet38 import from_mxnet, to_mxnet
 
 FOLDER = GOLDEN / "cbst"
 KEYS = json.load(open(FOLDER / "keys.json"))
@@ -75,7 +75,7 @@ def test_training_leaves_the_statistics_and_drops_out():
 
 def test_imagenet_weights_have_no_head():
     given = {name: value for name, value in arrays(19).items() if "conv6a" not in name and "linear" not in name}
-    state = from_mxnet({**given, "arg:linear1000_weight": np.zeros((1000, 4096), np.float32)})
+    state = from_mxnet({**given, "arg:linear1000_weight": np.zeros((1000, 4096), np.float32)}).tensors
     assert "classifier.weight" not in state and "conv6a.weight" not in state and "bn7.weight" in state
     assert set(to_mxnet(state)) == set(given)
 

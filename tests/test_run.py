@@ -69,17 +69,17 @@ class Killed(Exception):
 @pytest.mark.parametrize("step", (0, 1, 3, 5))
 def test_resumed_run_equals_an_uninterrupted_one(step, mini_data, uninterrupted, tmp_path, monkeypatch):
     """Stopped after the update of any step: whether or not its state was just written, the same weights come out."""
-    save = Run.save
+    end_step = Run.end_step
 
-    def save_and_die(self, now):
-        save(self, now)
+    def end_and_die(self, now, *rest, **shown):
+        end_step(self, now, *rest, **shown)
         if now == step:
             raise Killed
 
-    monkeypatch.setattr(Run, "save", save_and_die)
+    monkeypatch.setattr(Run, "end_step", end_and_die)
     with pytest.raises(Killed):
         adapt(mini_data, tmp_path)
-    monkeypatch.setattr(Run, "save", save)
+    monkeypatch.setattr(Run, "end_step", end_step)
     adapt(mini_data, tmp_path, *(["--resume"] if (tmp_path / "state.pth").exists() else []))
     assert_same_run(tmp_path, uninterrupted)
 
@@ -181,7 +181,7 @@ def test_an_infinite_loss_stops_the_run_and_keeps_the_last_good_state(mini_data,
 
     monkeypatch.setattr(train_adaptsegnet, "cross_entropy", sometimes_nan)
     with pytest.raises(
-        NotFiniteError, match=r"step 3: loss_seg1 is nan.*GTA5/images/\d+\.png.*leftImg8bit\.png.*last good state"
+        NotFiniteError, match=r"step 3: loss_seg_low is nan.*GTA5/images/\d+\.png.*leftImg8bit\.png.*last good state"
     ):
         adapt(mini_data, tmp_path)
     saved, _ = load_state(str(tmp_path / "state.pth"))
@@ -206,6 +206,35 @@ def test_validation_keeps_best_and_last_apart(mini_data, tmp_path, capsys):
     assert f"last validation, after step 6: mIoU {100 * scores[5]:.2f} (best {100 * max(scores.values()):.2f} after" in output
     assert set(json.loads((tmp_path / "args.json").read_text())) > {"network", "versions", "learning_rate"}
     assert list(tmp_path.glob("events.*"))
+
+
+@pytest.mark.parametrize("when", ("before the state", "after the state"))
+def test_a_kill_around_a_validation_loses_nothing_of_it(when, mini_data, tmp_path, monkeypatch):
+    """Rows, best and last are those of the uninterrupted run, whichever side of the save the kill falls on."""
+    more = ("--val-every", "2", "--save-pred-every", "3")
+    adapt(mini_data, tmp_path / "whole", *more)
+    save = Run._save
+
+    def save_and_die(self, step):
+        if when == "after the state":
+            save(self, step)
+        if step == 3:
+            raise Killed
+        save(self, step)
+
+    monkeypatch.setattr(Run, "_save", save_and_die)
+    with pytest.raises(Killed):
+        adapt(mini_data, tmp_path / "parts", *more)
+    monkeypatch.undo()
+    adapt(mini_data, tmp_path / "parts", *more, "--resume")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    rows = [[json.loads(line) for line in open(tmp_path / name / "metrics.jsonl")] for name in ("whole", "parts")]
+    validations = [[row for row in each if "val_miou" in row] for each in rows]
+    assert validations[0] == validations[1] and len(validations[0]) == 3
+    states = [load_state(str(tmp_path / name / "state.pth"))[0] for name in ("whole", "parts")]
+    assert states[0]["best"] == states[1]["best"] and states[0]["last"] == states[1]["last"]
+    best = [torch.load(tmp_path / name / "GTA5_best.pth", weights_only=True) for name in ("whole", "parts")]
+    assert all(torch.equal(best[0][key], best[1][key]) for key in best[0])
 
 
 @pytest.mark.parametrize("amp", ("bf16", "fp16"))
@@ -325,7 +354,7 @@ def test_every_script_trains_in_two_processes(script, more, mini_data, tmp_path)
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     last = {"train_fada.py": "adversarial/model_iter000003.pth", "train_cbst.py": "round0/gta52cityscapes_round0_epoch2.pth"}
     last = last.get(script, "GTA5_3.pth")
-    one, two = (read_weights(tmp_path / name / last) for name in ("one", "two"))
+    one, two = (read_weights(tmp_path / name / last).tensors for name in ("one", "two"))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-6, msg=key)
 

@@ -1,15 +1,17 @@
 """The spatial prior: counted, smoothed, written, read, drawn."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from dataset import build_dataset, label_table
-from dataset.lists import Record
-from dataset.segmentation import SegmentationDataset
+from dataset.catalogue import CITYSCAPES, LABEL_IDS, label_table
+from dataset.layouts import Record
+from dataset.segmentation import SegmentationDataset, build_dataset
 from dataset.spatial_prior import PriorError, compute_prior, load_prior, save_prior
-from scripts import spatial_prior
+from scripts import class_statistics, spatial_prior
 
 
 def test_a_known_prior(tmp_path):
@@ -19,7 +21,7 @@ def test_a_known_prior(tmp_path):
     for name, label in (("a", first), ("b", second)):
         Image.fromarray(label).save(tmp_path / f"{name}.png")
     records = [Record("-", str(tmp_path / f"{name}.png"), name) for name in "ab"]
-    dataset = SegmentationDataset(records, label_table("gta5"))
+    dataset = SegmentationDataset(records, label_table(LABEL_IDS, CITYSCAPES))
     prior = compute_prior(dataset, 19, (8, 4), sigma=0, progress=False)
     np.testing.assert_allclose(prior[0], np.repeat([[0, 0, 0, 0, 2, 2, 2, 2]], 4, 0))
     np.testing.assert_allclose(prior[10], np.repeat([[2, 2, 2, 2, 1, 1, 1, 1]], 4, 0) / 1.5)
@@ -87,9 +89,25 @@ def test_script(mini_data, tmp_path, capsys):
     output, picture = tmp_path / "prior.mat", tmp_path / "prior.png"
     flags = ["--data-dir", f"{mini_data}/GTA5", "--size", "96,48", "--output", str(output), "--draw", str(picture)]
     spatial_prior.main(spatial_prior.get_arguments([*flags, "--workers", "2"]))
-    dataset = build_dataset("gta5", f"{mini_data}/GTA5", "all", None, 19)
+    dataset = build_dataset("gta5", f"{mini_data}/GTA5", "all")
     alone = compute_prior(dataset, 19, (96, 48), workers=1, progress=False)
     np.testing.assert_allclose(load_prior(str(output), 19, (96, 48)), alone, rtol=1e-4, atol=1e-6)
     with Image.open(picture) as drawn:
         assert drawn.size == (5 * (96 + 4) - 4, 4 * (48 + 16)) and len(np.unique(np.array(drawn))) > 50
     assert "written to" in capsys.readouterr().out
+
+
+def test_scripts_on_a_plain_folder(tmp_path, capsys):
+    for folder, mode, value in (("images", "RGB", (9, 9, 9)), ("labels", "L", 3)):
+        (tmp_path / folder).mkdir()
+        Image.new(mode, (32, 16), value).save(tmp_path / folder / "1.png")
+    (tmp_path / "classes.json").write_text('["soil", "sky", {"name": "plant", "ids": [3, 9]}]')
+    flags = ["--source", "folder", "--data-dir", str(tmp_path), "--workers", "1"]
+    spatial_prior.main(spatial_prior.get_arguments([*flags, "--size", "32,16"]))
+    prior = load_prior(str(tmp_path / "spatial_prior_3.mat"), 3)
+    np.testing.assert_allclose(prior, 1, rtol=1e-5)
+    assert "no image has soil" in capsys.readouterr().out
+    class_statistics.main(class_statistics.get_arguments(flags))
+    content = json.loads((tmp_path / "class_statistics_3.json").read_text())
+    assert content == {"num_classes": 3, "classes": ["soil", "sky", "plant"], "file_to_label": {"1.png": [2]}}
+    assert "plant in 1 of 1 images" in capsys.readouterr().out

@@ -1,33 +1,39 @@
 """Choosing and setting up the device."""
 
 import contextlib
+from argparse import Namespace
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from . import distributed
-from .state import seed_everything
+from .errors import RunError
+from .seeding import seed_everything
+
+Network = TypeVar("Network", bound=nn.Module)
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose(args):
+def choose(args: Namespace) -> torch.device:
     """The device that --device and --gpu name; `auto` is a GPU if there is one.
 
     Raises:
-        ValueError: --device asks for a GPU and there is none.
+        RunError: --device asks for a GPU and there is none.
     """
     name = f"cuda:{args.gpu}" if args.gpu is not None and args.device == "auto" else args.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         if args.gpu is None:
-            raise ValueError(f"--device {name}: no GPU is available here; use --device cpu")
+            raise RunError(f"--device {name}: no GPU is available here; use --device cpu")
         print(f"note: --gpu {args.gpu}: no GPU is available here, using the CPU")
         name = "cpu"
     return torch.device(name)
 
 
-def set_up(args):
+def set_up(args: Namespace) -> torch.device:
     """Seed everything, join the process group under torchrun, and return this process's device (see `choose`)."""
     device = distributed.start(choose(args))
     if device.type == "cuda":
@@ -37,16 +43,25 @@ def set_up(args):
     return device
 
 
-def autocast(args, device):
+def autocast(args: Namespace, device: torch.device) -> contextlib.AbstractContextManager:
     """The context of the mixed precision that --amp chooses."""
     if args.amp == "off":
         return contextlib.nullcontext()
     return torch.autocast(device.type, AMP_TYPES[args.amp])
 
 
-def prepare(network, args, device):
+def prepare(network: Network, args: Namespace, device: torch.device) -> Network:
     """Move a network to the device in the memory layout of --channels-last, and compile it with --compile."""
     network.to(device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
     if args.compile:
         network.compile()
     return network
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory so far in bytes: allocated on the GPU, or resident in this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

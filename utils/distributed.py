@@ -2,13 +2,16 @@
 
 import os
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def start(device):
+
+def start(device: torch.device) -> torch.device:
     """Join the process group that torchrun describes, if any, and return this process's own device."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return device
@@ -20,26 +23,26 @@ def start(device):
     return device
 
 
-def finish():
+def finish() -> None:
     """Leave the process group."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
-def rank():
+def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def world_size():
+def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def is_main():
+def is_main() -> bool:
     """True in the one process that writes files and prints."""
     return rank() == 0
 
 
-def wrap(network):
+def wrap(network: nn.Module) -> nn.Module:
     """Wrap `network` so that backward passes average its gradients over the processes.
 
     A discriminator that judges with its own parameters frozen must be called unwrapped there: no gradient of it is to be
@@ -51,14 +54,14 @@ def wrap(network):
     return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def synchronize_norms(network, device):
+def synchronize_norms(network: Network, device: torch.device) -> Network:
     """Let BatchNorm that uses batch statistics use those of all processes (GPUs only, as PyTorch has it)."""
     if world_size() == 1 or network.batch_norm != "train" or device.type != "cuda":
         return network
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
 
-def sum_across_processes(tensor):
+def sum_across_processes(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of `tensor` over all processes (the tensor itself in a single process)."""
     if world_size() > 1:
         tensor = tensor.clone()
@@ -66,6 +69,6 @@ def sum_across_processes(tensor):
     return tensor
 
 
-def wait_for_all():
+def wait_for_all() -> None:
     if world_size() > 1:
         distributed.barrier()

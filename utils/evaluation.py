@@ -1,19 +1,31 @@
 """Prediction with mirrored and rescaled images, and scoring over a data set."""
 
 import contextlib
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial, reduce
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from dataset.catalogue import ClassSet, class_set, class_set_from_json
 from dataset.reading import image_size
 from model import upsample
+from model.segmenter import Segmenter
 
-from .metrics import ConfusionMatrix
-from .pseudo_labels import CoarseProbabilities
+from .confusion import ConfusionMatrix
 
 
-def predict(model, images, size, heads=None, flip=False, scales=(1.0,), average="probabilities"):
+def predict(
+    model: Segmenter,
+    images: Tensor,
+    size: Sequence[int],
+    heads: str | None = None,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+    average: str = "probabilities",
+) -> Tensor:
     """Scores (N,C,H,W) of images at output `size` (H,W): their argmax is the prediction.
 
     A single pass gives logits; with `flip` or several `scales` the probabilities (or the logits) of all passes are averaged.
@@ -26,29 +38,27 @@ def predict(model, images, size, heads=None, flip=False, scales=(1.0,), average=
     """
     if not flip and tuple(scales) == (1.0,):
         return upsample(_logits(model, images, heads), size)
-    total = 0.0
-    vote = partial(F.softmax, dim=1) if average == "probabilities" else torch.nn.Identity()
+    vote: Callable[[Tensor], Tensor] = partial(F.softmax, dim=1) if average == "probabilities" else torch.nn.Identity()
     if not images.is_floating_point():
         images = model.normalize(images)  # before resizing, so that nothing is rounded
+    votes = []
     for scale in scales:
         scaled = images if scale == 1.0 else _rescale(images, scale)
-        total = total + vote(upsample(_logits(model, scaled, heads), size))
+        votes.append(vote(upsample(_logits(model, scaled, heads), size)))
         if flip:
-            total = total + vote(upsample(_logits(model, scaled.flip(-1), heads), size)).flip(-1)
-    return total / (len(scales) * (2 if flip else 1))
-
-
-def predict_coarsely(model, images, size, flip=False, steps=1):
-    """Scores as the MXNet CBST makes them: probabilities at 1/8, interpolated with bicubic weights; one image at a time.
-
-    With `steps` N they are at N/8, from N x N passes over shifted images.
-    """
-    predictor = CoarseProbabilities(flip, steps)
-    return predictor.scores(predictor.maps(model, images), size, images.shape[-2:])[None]
+            votes.append(vote(upsample(_logits(model, scaled.flip(-1), heads), size)).flip(-1))
+    return reduce(torch.add, votes) / len(votes)
 
 
 @torch.inference_mode()
-def predictions(model, loader, device, autocast=contextlib.nullcontext, predict=predict, **options):
+def predictions(
+    model: Segmenter,
+    loader: Iterable[dict[str, Any]],
+    device: torch.device,
+    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    predict: Callable[..., Tensor] = predict,
+    **options: Any,
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """Predict a loader of single samples (see `dataset.sequential_loader`) at full size.
 
     Yields (batch, prediction): prediction is (1,H,W) uint8 on the device, as large as the label or, without one, as the
@@ -62,7 +72,9 @@ def predictions(model, loader, device, autocast=contextlib.nullcontext, predict=
         yield batch, scores.argmax(1).to(torch.uint8)
 
 
-def evaluate(model, loader, num_classes, device, **options):
+def evaluate(
+    model: Segmenter, loader: Iterable[dict[str, Any]], num_classes: int, device: torch.device, **options: Any
+) -> ConfusionMatrix:
     """Score `model` on a loader of labelled single samples, at the labels' own size; a `ConfusionMatrix`.
 
     The network is put into evaluation mode, and back afterwards. With several processes each scores its share and all
@@ -77,14 +89,23 @@ def evaluate(model, loader, num_classes, device, **options):
     return confusion.reduce()
 
 
-def _logits(model, images, heads):
+def classes_of_network(model: Segmenter, otherwise: ClassSet | None = None) -> ClassSet:
+    """The classes that a network's checkpoint names; for the originals' files, which name none, `otherwise` if it has as many
+    classes, or the published set of that number."""
+    if model.classes is not None:
+        return class_set_from_json(model.classes)
+    num_classes = model.settings["num_classes"]
+    return otherwise if otherwise is not None and len(otherwise) == num_classes else class_set(num_classes)
+
+
+def _logits(model: Segmenter, images: Tensor, heads: str | None) -> Tensor:
     # Interpolated in half precision, neighbouring classes would tie and the lower id win (0.4 % of the pixels with bf16).
     outputs = [output.float() for output in model(images)]
-    if (heads or getattr(model, "default_heads", "last")) == "sum":
+    if (heads or model.default_heads) == "sum":
         return torch.stack(outputs).sum(0)
     return outputs[-1]
 
 
-def _rescale(images, scale):
+def _rescale(images: Tensor, scale: float) -> Tensor:
     size = [int(side * scale) for side in images.shape[-2:]]
     return F.interpolate(images, size=size, mode="bilinear", align_corners=True)

@@ -1,13 +1,14 @@
 """Losses that several methods share."""
 
+from torch import Tensor
 from torch.nn import functional as F
+
+from dataset.catalogue import IGNORED
 
 from .distributed import sum_across_processes, world_size
 
-IGNORED = 255
 
-
-def cross_entropy(logits, label):
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     """Mean cross entropy over the labelled pixels of the global batch.
 
     Args:
@@ -21,7 +22,7 @@ def cross_entropy(logits, label):
     return mean_over_labelled(pixels, label != IGNORED)
 
 
-def mean_over_labelled(pixels, labelled):
+def mean_over_labelled(pixels: Tensor, labelled: Tensor) -> Tensor:
     """The mean of (N,H,W) losses over the pixels where `labelled` is true, of all processes together; 0 if there are none."""
     count = sum_across_processes(labelled.sum())
     return (pixels * labelled).sum() * world_size() / count.clamp(min=1)

@@ -1,9 +1,16 @@
 """Optimizers and the learning-rate schedule of the originals."""
 
 import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Adam, Optimizer
+
+from .errors import RunError
+
+Groups = list[dict[str, Any]]
 
 
 class RepeatedUpdateSGD(Optimizer):
@@ -21,11 +28,11 @@ class RepeatedUpdateSGD(Optimizer):
     about repeated parameters and computes something else with them. Pass `visits` from `Segmenter.parameter_groups`.
     """
 
-    def __init__(self, groups, lr, momentum=0.9, weight_decay=5e-4):
+    def __init__(self, groups: Groups, lr: float, momentum: float = 0.9, weight_decay: float = 5e-4) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "visits": 1})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable | None = None) -> None:
         if closure is not None:
             raise ValueError("RepeatedUpdateSGD takes no closure: its repeated updates share one gradient")
         for group in self.param_groups:
@@ -50,18 +57,18 @@ class EarlyEpsilonAdam(Adam):
     That is today's Adam with eps divided by sqrt(1 - beta2^step), a difference of 0.1 to 0.2 % in the first steps.
     """
 
-    def __init__(self, params, lr, betas=(0.9, 0.99), eps=1e-8):
+    def __init__(self, params: Iterable, lr: float, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps)
         self.published_eps = eps
 
-    def step(self, closure=None):
+    def step(self, closure: Callable | None = None) -> Any:
         for group in self.param_groups:
             step = 1 + max((int(self.state[p]["step"]) for p in group["params"] if p in self.state), default=0)
             group["eps"] = self.published_eps / math.sqrt(1 - group["betas"][1] ** step)
         return super().step(closure)
 
 
-def segmentation_optimizer(groups, updates, lr, momentum, weight_decay):
+def segmentation_optimizer(groups: Groups, updates: str, lr: float, momentum: float, weight_decay: float) -> Optimizer:
     """SGD for a segmentation network's `parameter_groups()`, each group at its own multiple of `lr`.
 
     `updates` is "published" (the repeated updates of the original training) or "clean" (each parameter once, today's SGD).
@@ -74,34 +81,34 @@ def segmentation_optimizer(groups, updates, lr, momentum, weight_decay):
     return optimizer
 
 
-def discriminator_optimizer(parameters, updates, lr):
+def discriminator_optimizer(parameters: Iterable[nn.Parameter], updates: str, lr: float) -> Optimizer:
     """Adam with betas (0.9, 0.99): of PyTorch 1.0 for `updates` "published", today's for "clean"."""
     if updates == "published":
         return EarlyEpsilonAdam(parameters, lr)
     return Adam(parameters, lr, betas=(0.9, 0.99))
 
 
-def adam(groups, lr, weight_decay):
+def adam(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
     """Adam with betas (0.9, 0.99) for a segmentation network's groups, each parameter once (MaxSquare's --optim Adam)."""
     optimizer = Adam(groups, lr, betas=(0.9, 0.99), weight_decay=weight_decay)
     set_learning_rate(optimizer, lr)
     return optimizer
 
 
-def poly(base, step, num_steps, power):
+def poly(base: float, step: int, num_steps: int, power: float) -> float:
     """The poly schedule: base * (1 - step / num_steps) ^ power.
 
     Raises:
-        ValueError: the step is beyond the schedule.
+        RunError: the step is beyond the schedule.
     """
     if step > num_steps:
-        raise ValueError(
+        raise RunError(
             f"step {step} is beyond --num-steps {num_steps}, where the rate reached 0; --num-steps-stop is too large"
         )
     return base * (1 - step / num_steps) ** power
 
 
-def set_learning_rate(optimizer, lr):
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """Set every group to `lr` times its `lr_multiplier`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_multiplier", 1)

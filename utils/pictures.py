@@ -1,39 +1,43 @@
 """Label maps and predictions as pictures."""
 
-import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+from torch import Tensor
 
-from dataset.classes import SUBSETS, palette
+from dataset.catalogue import CITYSCAPES, ClassSet
+
+from .files import replacing
 
 # zlib level of maps of ids: a third of the usual level's time, for a third more bytes.
 FAST = 1
 
 
-def colorize(ids, num_classes=19):
-    """(..., H, W) ids to (..., H, W, 3) uint8 Cityscapes colours, black for anything that is no class."""
-    return _colours(num_classes)[np.asarray(ids)]
+def colorize(ids: Any, classes: ClassSet = CITYSCAPES) -> np.ndarray:
+    """(..., H, W) ids to (..., H, W, 3) uint8 colours of the classes, black for anything that is no class."""
+    return classes.palette[np.asarray(ids)]
 
 
-def save_ids(path, ids):
+def save_ids(path: str, ids: Any) -> None:
     """Write (H,W) uint8 ids as an 8-bit grey PNG."""
     _save(Image.fromarray(np.asarray(ids, np.uint8), "L"), path, FAST)
 
 
-def save_colours(path, ids, num_classes=19):
+def save_colours(path: str, ids: Any, classes: ClassSet = CITYSCAPES) -> None:
     """Write (H,W) uint8 ids as a palette PNG: the ids are kept, the viewer shows the colours."""
     picture = Image.fromarray(np.asarray(ids, np.uint8), "P")
-    picture.putpalette(_colours(num_classes).ravel().tolist())
+    picture.putpalette(classes.palette.ravel().tolist())
     _save(picture, path, FAST)
 
 
-def save_picture(path, picture):
+def save_picture(path: str, picture: np.ndarray) -> None:
     """Write an (H,W,3) uint8 array."""
     _save(Image.fromarray(picture), path)
 
 
-def prediction_panel(batch, logits, count):
+def prediction_panel(batch: dict[str, Any], logits: Tensor, count: int, classes: ClassSet) -> np.ndarray:
     """Rows of image, prediction and (if there is one) label for the first `count` of a batch, as one (H,W,3) uint8 array.
 
     Args:
@@ -41,17 +45,16 @@ def prediction_panel(batch, logits, count):
         logits: (N,C,h',w') of the same batch.
     """
     rows = []
-    num_classes = logits.shape[1]
     for i in range(min(count, len(logits))):
         height, width = batch["image"].shape[-2:]
-        pictures = [batch["image"][i].permute(1, 2, 0).cpu().numpy(), colorize(logits[i].argmax(0).cpu(), num_classes)]
+        pictures = [batch["image"][i].permute(1, 2, 0).cpu().numpy(), colorize(logits[i].argmax(0).cpu(), classes)]
         if "label" in batch:
-            pictures.append(colorize(batch["label"][i].cpu(), num_classes))
+            pictures.append(colorize(batch["label"][i].cpu(), classes))
         rows.append([_fit(picture, (width, height)) for picture in pictures])
     return grid(rows) if rows else np.full((16, 16, 3), 255, np.uint8)
 
 
-def grid(rows, titles=None, gap=4):
+def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] | None = None, gap: int = 4) -> np.ndarray:
     """Rows of equally sized (H,W,3) uint8 pictures as one picture, with `titles` above the columns."""
     height, width = rows[0][0].shape[:2]
     top = 16 if titles else 0
@@ -70,13 +73,13 @@ def grid(rows, titles=None, gap=4):
     return np.array(image)
 
 
-def curve(points, title, size=(720, 360)):
+def curve(points: Sequence[tuple[float, float]], title: str, size: tuple[int, int] = (720, 360)) -> np.ndarray:
     """A line through (x, y) points as an (H,W,3) uint8 picture, with the range of both axes and the highest point marked."""
     margin, (width, height) = 48, size
     xs, ys = zip(*sorted(points), strict=True)
     low, high = min(ys), max(ys)
 
-    def place(x, y):
+    def place(x: float, y: float) -> tuple[float, float]:
         across = (x - xs[0]) / max(xs[-1] - xs[0], 1e-9)
         up = (y - low) / max(high - low, 1e-9)
         return margin + across * (width - 2 * margin), height - margin - up * (height - 2 * margin)
@@ -98,23 +101,12 @@ def curve(points, title, size=(720, 360)):
     return np.array(image)
 
 
-def _colours(num_classes):
-    table = np.zeros((256, 3), np.uint8)
-    if num_classes in SUBSETS:
-        table[:num_classes] = palette(num_classes)
-    else:
-        table[:num_classes] = np.random.default_rng(0).integers(30, 256, (num_classes, 3))
-    return table
-
-
-def _fit(picture, size):
+def _fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if picture.shape[1::-1] == size:
         return picture
-    return np.array(Image.fromarray(picture).resize(size, Image.NEAREST))
+    return np.array(Image.fromarray(picture).resize(size, Image.Resampling.NEAREST))
 
 
-def _save(image, path, compress_level=6):
-    # The process id keeps two writers of one file apart; the ending tells Pillow the format.
-    temporary = f"{path}.{os.getpid()}.tmp"
-    image.save(temporary, "PNG", compress_level=compress_level)
-    os.replace(temporary, path)
+def _save(image: Image.Image, path: str, compress_level: int = 6) -> None:
+    with replacing(path, sync=False) as file:
+        image.save(file, "PNG", compress_level=compress_level)

@@ -1,4 +1,4 @@
-"""A run: its directory, log, pictures, snapshots, and exact resume. Every training script uses it in the same way."""
+"""A run: its directory, log, pictures, validation, snapshots, and exact resume, the same for every training script."""
 
 import json
 import math
@@ -6,16 +6,34 @@ import os
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, cast
 
 import torch
-from torch import distributed
-from torch.utils.tensorboard import SummaryWriter
+from torch import Tensor, nn
+from torch import distributed as torch_distributed
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .device import autocast
+from dataset.loader import EndlessLoader
+from model.segmenter import Segmenter
+
+from .device import autocast, peak_memory
 from .distributed import is_main, rank, wait_for_all, world_size
-from .metrics import iou_per_class, mean_iou
-from .state import StateError, load_state, random_state, save_atomically, save_state, set_random_state, write_json
+from .errors import RunError
+from .evaluation import evaluate
+from .files import write_json
+from .iou import iou_per_class, mean_iou
+from .optimizers import set_learning_rate
+from .pictures import prediction_panel
+from .plan import Plan, describe
+from .run_log import RunLog
+from .seeding import random_state, set_random_state
+from .snapshots import SnapshotFormat, Snapshots
+from .state import StateError, has_state, load_state, save_state, save_tensors
 
 # Flags that may change when a run is resumed: they alter neither weights nor data order.
 FREE_ON_RESUME = {
@@ -31,91 +49,94 @@ FREE_ON_RESUME = {
     "num_steps_stop",
     "batch_size",  # of one process; the loaders compare the whole batch
     "save_pred_every",
-    "network",
 }
+TENSORS_FOR_THE_LOOP = ("image", "label", "soft", "target")
+
+Batch = dict[str, Any]
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(RunError):
     """A loss became NaN or infinite."""
 
 
-class Snapshots:
-    """How AdaptSegNet's and CLAN's snapshots are named and what is in them: `<name>_<step><suffix>.pth`, plain state dicts.
-
-    Methods with files of their own pass an object with the same two methods to `Run`.
-    """
-
-    def __init__(self, name):
-        self.name = name
-
-    def tag(self, step, every):
-        """What the snapshot after the update of `step` (counted from 0) is called, or None if none is due.
-
-        As in the originals the snapshot named i follows the update of step i, so it has seen i + 1.
-        """
-        return step if step > 0 and step % every == 0 else None
-
-    def files(self, tag, networks):
-        """{file name: content} of the snapshot with this tag: a number of steps, or a word such as `best`."""
-        return {f"{self.name}_{tag}{suffix}.pth": network.state_dict() for suffix, network in networks.items()}
-
-
-def fixed_flags(args):
+def fixed_flags(args: Namespace) -> dict[str, Any]:
     """The flags that must stay the same when a run is resumed, as JSON gives them back."""
     return json.loads(json.dumps({key: value for key, value in vars(args).items() if key not in FREE_ON_RESUME}))
 
 
 class Run:
-    """What surrounds a training loop.
+    """What surrounds a training loop. It starts when it is made: it opens the run directory, or with --resume restores
+    everything from it, and tells the plan.
+
+        run = Run(args, plan, device, "GTA5", {"": G, "_D": D}, {"G": optimizer_G, "D": optimizer_D}, loaders)
+        for step in run.steps():
+            run.start_step(G=rate_G, D=rate_D)
+            ...                                   # run.next(loader), run.autocast(), run.backward(loss), run.update(...)
+            run.end_step(step, {"loss_seg": loss_seg}, source=(batch, logits))
 
     Args:
         args: the script's flags.
+        plan: see `utils.plan`.
         device: where the networks are.
         snapshots: names and contents of the snapshots; a name stands for `Snapshots(name)`.
         networks: {suffix: network}, unwrapped; the first is the segmentation network, whose suffix is "".
         optimizers: {name: optimizer}.
-        loaders: {name: EndlessLoader}.
+        loaders: {domain: EndlessLoader}.
+        validation: {domain: loader of labelled single samples, or None}; the main one's domain is "".
 
-    A script calls `start()` once, iterates over `steps(stop)`, and in each step calls `next(loader)`, `log(...)`, `save(step)`.
+    Raises:
+        StateError: the directory holds another run (without --resume), or no readable or matching state (with it).
     """
 
-    def __init__(self, args, device, snapshots, networks, optimizers, loaders):
-        self.args, self.device = args, device
-        self.snapshots = Snapshots(snapshots) if isinstance(snapshots, str) else snapshots
+    def __init__(
+        self,
+        args: Namespace,
+        plan: Plan,
+        device: torch.device,
+        snapshots: SnapshotFormat | str,
+        networks: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        loaders: Mapping[str, EndlessLoader],
+        validation: Mapping[str, DataLoader | None] | None = None,
+    ) -> None:
+        self.args, self.plan, self.device = args, plan, device
+        self.snapshots: SnapshotFormat = Snapshots(snapshots) if isinstance(snapshots, str) else snapshots
         self.networks, self.optimizers, self.loaders = networks, optimizers, loaders
+        self.validation = {domain: loader for domain, loader in (validation or {}).items() if loader is not None}
         self.directory = args.snapshot_dir
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+        self.network = cast(Segmenter, networks[""])
+        self.network.classes = plan.classes.to_json()
         self.first_step = 0
-        self.best, self.last = {}, {}  # of validations: {domain: {"miou", "step"}}
-        self.pending = None
-        self.batch_files = []
-        self.writer = None
-        self._restart_clock(0)
+        self.best: dict[str, dict] = {}  # validations, {domain: {"miou", "step"}}
+        self.last: dict[str, dict] = {}
+        self.rates: dict[str, float] = {}
+        self.pending: tuple | None = None
+        self.batch_files: list[str] = []
+        self._restart_clock()
+        self._start()
 
     # Start and resume
 
-    def start(self):
-        """Prepare the run directory, or with --resume restore everything from it; return the first step.
-
-        Raises:
-            StateError: the directory holds another run (without --resume), or no readable or matching state (with it).
-        """
+    def _start(self) -> None:
         if self.args.resume:
             self._restore()
         elif os.path.exists(self._path("state.pth")):
             raise StateError(
                 f"{self.directory} holds a run already: continue it with --resume, or choose another --snapshot-dir"
             )
+        if self.first_step > self.plan.steps:
+            raise StateError(
+                f"{self.directory} has trained {self.first_step} steps already, beyond --num-steps-stop {self.plan.steps}"
+            )
         if is_main():
             os.makedirs(self.directory, exist_ok=True)
             self._write_args()
-            self._drop_metrics_from(self.first_step)
-            self.metrics = open(self._path("metrics.jsonl"), "a", buffering=1)
-            self.writer = SummaryWriter(self.directory, purge_step=self.first_step if self.args.resume else None)
+            print(describe(self.plan, self.args, self.device, self.networks, self.loaders))
+        self.log = RunLog(self.directory, self.first_step, self.args.resume, is_main())
         wait_for_all()
-        return self.first_step
 
-    def _restore(self):
+    def _restore(self) -> None:
         state, problems = load_state(self._path("state.pth"))
         for problem in problems if is_main() else ():
             print(f"warning: {problem}; continuing from the state before it", file=sys.stderr)
@@ -132,210 +153,198 @@ class Run:
         if len(state["random"]) == world_size():
             set_random_state(state["random"][rank()])
 
-    def _check_same_run(self, saved):
+    def _check_same_run(self, saved: dict[str, Any]) -> None:
         current = fixed_flags(self.args)
         changed = [key for key in current if key in saved and saved[key] != current[key]]
         if changed:
             changes = ", ".join(f"--{key.replace('_', '-')} {saved[key]} (now {current[key]})" for key in changed)
             raise StateError(f"{self.directory} was started with other flags: {changes}; resume with the same ones")
 
-    def _write_args(self):
-        record = {
-            **vars(self.args),
-            "network": getattr(self.networks[""], "settings", None),
+    def _write_args(self) -> None:
+        notes = {
+            "network": self.network.settings,
+            "classes": self.network.classes,
             "versions": _versions(),
             "command": sys.argv,
         }
-        write_json(record, self._path("args.json"))
-
-    def _drop_metrics_from(self, step):
-        path = self._path("metrics.jsonl")
-        if not os.path.exists(path):
-            return
-        with open(path) as file:
-            rows = [line for line in file if _step_of(line) < step]
-        with open(f"{path}.tmp", "w") as file:
-            file.writelines(rows)
-        os.replace(f"{path}.tmp", path)
+        write_json(self._path("args.json"), {**vars(self.args), **notes})
 
     # The loop
 
-    def steps(self, stop):
+    def steps(self) -> Iterator[int]:
         """Iterate over the steps that are left, with a progress bar; afterwards write the last snapshot and the state."""
-        if self.first_step > stop:
-            raise StateError(f"{self.directory} has trained {self.first_step} steps already, beyond --num-steps-stop {stop}")
-        self._restart_clock(self.first_step)
-        self.bar = tqdm(
-            range(self.first_step, stop),
-            initial=self.first_step,
-            total=stop,
-            disable=not is_main(),
-            dynamic_ncols=True,
-            mininterval=1.0,
-        )
+        stop = self.plan.steps
+        self._restart_clock()
+        todo = range(self.first_step, stop)
+        self.bar = tqdm(todo, initial=self.first_step, total=stop, disable=not is_main(), dynamic_ncols=True, mininterval=1.0)
         for step in self.bar:
             self.batch_files = []
             yield step
-        self._check_pending()
+        self._look_at_losses()
         if is_main():
             self._save_networks(stop)
         self._save_state(stop)
         self._close()
 
-    def next(self, loader):
-        """The loader's next batch with `image` and `label` on the device; the wait for it is accounted for."""
+    def start_step(self, **rates: float) -> None:
+        """Give each optimizer its learning rate and clear its gradients. `G=0.1` is for the optimizer named G; D1 and D2
+        both have D's."""
+        self.rates = {f"lr_{name}": rate for name, rate in rates.items()}
+        for name, optimizer in self.optimizers.items():
+            set_learning_rate(optimizer, rates[name.rstrip("0123456789")])
+            optimizer.zero_grad(set_to_none=True)
+
+    def next(self, loader: EndlessLoader) -> Batch:
+        """The loader's next batch with its tensors on the device; the wait for it is accounted for."""
         began = time.perf_counter()
         batch = next(loader)
         self.wait += time.perf_counter() - began
         self.images += len(batch["image"]) * world_size()
         self.batch_files += batch["path"]
-        for key in ("image", "label"):
+        for key in TENSORS_FOR_THE_LOOP:
             if key in batch:
                 batch[key] = batch[key].to(self.device, non_blocking=True)
         return batch
 
-    def autocast(self):
+    def autocast(self) -> AbstractContextManager:
         """The context of mixed precision chosen by --amp."""
         return autocast(self.args, self.device)
 
-    def backward(self, loss):
+    def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
-    def update(self, *optimizers):
+    def update(self, *optimizers: Optimizer) -> None:
         """Step the optimizers in this order."""
         for optimizer in optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
 
-    def log(self, step, losses, rates):
-        """Guard against losses that are not finite, and write a line every --log-every steps.
-
-        The values of a step are looked at one step later, when the device has long computed them, so that nothing waits.
+    def end_step(
+        self, step: int, losses: Mapping[str, Tensor], weights: Mapping[str, float] | None = None, **shown: tuple[Batch, Tensor]
+    ) -> None:
+        """Everything that follows an update, as far as it is due: the log, pictures, validation, snapshot and state.
 
         Args:
-            losses: {name: scalar tensor}, detached or not.
-            rates: {name: learning rate}.
+            losses: {name: scalar tensor}, unweighted, detached or not.
+            weights: {name: weight of a loss}, where it changes while training.
+            shown: {domain: (batch, logits of it)} for the pictures.
 
         Raises:
             NotFiniteError: a loss of the previous step is NaN or infinite; no state with its consequences is ever written.
         """
-        self._check_pending()
+        self._look_at_losses()
+        self._note_losses(step, losses, weights or {})
+        if self.due(step, self.args.save_pred_every) and is_main():
+            for domain, (batch, logits) in shown.items():
+                panel = prediction_panel(batch, logits, self.args.save_num_images, self.plan.classes)
+                self.log.picture(step, domain, panel)
+        if self.due(step, self.plan.val_every):
+            self._validate(step)
+        self._save(step)
+
+    def due(self, step: int, every: int) -> bool:
+        """True after every `every` steps (never for 0)."""
+        return every > 0 and (step + 1) % every == 0
+
+    # Losses
+
+    def _note_losses(self, step: int, losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
+        """Copy the losses off the device; they are looked at one step later, when it has long computed them, so that nothing
+        waits."""
         values = torch.stack([loss.detach().float().reshape(()) for loss in losses.values()])
         values = values.to("cpu", non_blocking=True)
         copied = torch.cuda.Event() if self.device.type == "cuda" else None
         if copied:
             copied.record()
-        self.pending = (step, list(losses), values, copied, rates, self.batch_files)
+        groups = {"learning rate": self.rates, "weight": dict(weights)}
+        self.pending = (step, list(losses), values, copied, groups, self.batch_files)
 
-    def _check_pending(self):
+    def _look_at_losses(self) -> None:
         if self.pending is None:
             return
-        step, names, values, copied, rates, files = self.pending
+        step, names, values, copied, groups, files = self.pending
         self.pending = None
         if copied:
             copied.synchronize()
         losses = dict(zip(names, values.tolist(), strict=True))
-        bad = [name for name, value in losses.items() if not math.isfinite(value)]
+        bad = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
         if bad:
+            good = f"The last good state is in {self.directory}" if has_state(self.directory) else "There is no state yet"
             raise NotFiniteError(
-                f"step {step}: {', '.join(f'{name} is {losses[name]}' for name in bad)}; batch: "
-                f"{', '.join(files)}. The last good state is in {self.directory}; a lower learning rate, or "
-                "--amp bf16 instead of fp16, usually helps"
+                f"step {step}: {', '.join(bad)}; batch: {', '.join(files)}. {good}; a lower learning rate, or --amp bf16 "
+                "instead of fp16, usually helps"
             )
-        if is_main() and (step + 1) % self.args.log_every == 0:
-            self._write_line(step, losses, rates)
+        if is_main() and self.due(step, self.args.log_every):
+            self._write_line(step, losses, groups)
 
-    def _write_line(self, step, losses, rates):
+    def _write_line(self, step: int, losses: dict[str, float], groups: dict[str, dict[str, float]]) -> None:
         elapsed = max(time.perf_counter() - self.clock, 1e-9)
         speed = {
             "images_per_second": self.images / elapsed,
             "data_wait": self.wait / elapsed,
             "peak_memory_gb": peak_memory(self.device) / 2**30,
         }
-        self.metrics.write(json.dumps({"step": step, **rates, **losses, **speed}) + "\n")
-        for group, values in (("loss", losses), ("learning rate", rates), ("speed", speed)):
-            for name, value in values.items():
-                self.writer.add_scalar(f"{group}/{name}", value, step)
+        self.log.line(step, {**groups, "loss": losses, "speed": speed})
         shown = {name: f"{value:.3f}" for name, value in losses.items()}
-        self.bar.set_postfix(
-            {
-                **shown,
-                "img/s": f"{speed['images_per_second']:.1f}",
-                "wait": f"{speed['data_wait']:.0%}",
-                "GB": f"{speed['peak_memory_gb']:.1f}",
-            },
-            refresh=False,
-        )
-        self._restart_clock(step)
+        shown["img/s"] = f"{speed['images_per_second']:.1f}"
+        shown["wait"] = f"{speed['data_wait']:.0%}"
+        shown["GB"] = f"{speed['peak_memory_gb']:.1f}"
+        self.bar.set_postfix(shown, refresh=False)
+        self._restart_clock()
 
-    def _restart_clock(self, step):
+    def _restart_clock(self) -> None:
         self.clock, self.wait, self.images = time.perf_counter(), 0.0, 0
 
-    # Validation and pictures
+    # Validation
 
-    def due(self, step, every):
-        """True after every `every` steps (never for 0)."""
-        return every > 0 and (step + 1) % every == 0
+    def _validate(self, step: int) -> None:
+        """Score every validation domain, log it, and keep the best snapshot (`<name>_best.pth`) apart from the last; a second
+        domain has a best of its own (`<name>_<domain>_best.pth`)."""
+        self._look_at_losses()
+        classes = self.plan.classes
+        for domain, loader in self.validation.items():
+            confusion = evaluate(self.network, loader, len(classes), self.device, autocast=self.autocast)
+            matrix = confusion.matrix.cpu().numpy()
+            miou = mean_iou(matrix)
+            self.last[domain] = {"miou": miou, "step": step}
+            better = miou > self.best.get(domain, {"miou": -1.0})["miou"]
+            if better:
+                self.best[domain] = dict(self.last[domain])
+            self.log.validation(step, domain, miou, dict(zip(classes.names, iou_per_class(matrix).tolist(), strict=True)))
+            if is_main():
+                self.bar.write(f"step {step + 1}: {self._score_line(domain)}")
+                if better:
+                    self._save_networks(f"{domain}_best" if domain else "best")
+        self._restart_clock()
 
-    def record_validation(self, step, confusion, class_names, domain=""):
-        """Log the IoU of a validation and keep the best snapshot (`<name>_best.pth`) apart from the last.
-
-        A method that scores a second domain gives its name, which sets figures and best snapshot apart
-        (`<name>_<domain>_best.pth`).
-        """
-        self._check_pending()
-        iou = iou_per_class(confusion.matrix)
-        miou = mean_iou(confusion.matrix)
-        self.last[domain] = {"miou": miou, "step": step}
-        better = miou > self.best.get(domain, {"miou": -1.0})["miou"]
-        if better:
-            self.best[domain] = dict(self.last[domain])
-        if not is_main():
-            return
-        per_class = {name: None if math.isnan(value) else value for name, value in zip(class_names, iou.tolist(), strict=True)}
-        prefix = f"{domain}_" if domain else ""
-        self.metrics.write(json.dumps({"step": step, f"{prefix}val_miou": miou, f"{prefix}val_iou": per_class}) + "\n")
-        self.writer.add_scalar(f"{prefix}validation/mIoU", miou, step)
-        for name, value in per_class.items():
-            if value is not None:
-                self.writer.add_scalar(f"{prefix}validation IoU/{name}", value, step)
-        if better:
-            self._save_networks(f"{prefix}best")
-        tqdm.write(f"step {step + 1}: {self._score_line(domain)}")
-        self._restart_clock(step)
-
-    def _score_line(self, domain):
-        last, best = self.last[domain], self.best.get(domain, self.last[domain])
+    def _score_line(self, domain: str) -> str:
+        last, best = self.last[domain], self.best[domain]
         title = f"{domain} mIoU" if domain else "mIoU"
         return f"{title} {100 * last['miou']:.2f} (best {100 * best['miou']:.2f} after step {best['step'] + 1})"
 
-    def add_picture(self, step, title, picture):
-        """Show an (H,W,3) uint8 array in TensorBoard."""
-        if is_main():
-            self.writer.add_image(title, picture, step, dataformats="HWC")
-
     # Files
 
-    def save(self, step):
-        """After the update of `step`: a snapshot every --save-pred-every steps, the state every --save-state-every steps."""
+    def _save(self, step: int) -> None:
+        """A snapshot every --save-pred-every steps, the state every --save-state-every steps. It comes after the validation of
+        the step, so that a state knows the best score so far."""
         tag = self.snapshots.tag(step, self.args.save_pred_every)
         if tag is not None:
-            self._check_pending()
+            self._look_at_losses()
             if is_main():
                 self._save_networks(tag)
         if tag is not None or self.due(step, self.args.save_state_every):
             self._save_state(step + 1)
 
-    def _save_networks(self, tag):
+    def _save_networks(self, tag: int | str) -> None:
         for name, content in self.snapshots.files(tag, self.networks).items():
-            save_atomically(content, self._path(name), for_originals=True)
+            save_tensors(content, self._path(name), for_originals=True)
 
-    def _save_state(self, next_step):
-        self._check_pending()
-        states = [random_state()]
+    def _save_state(self, next_step: int) -> None:
+        self._look_at_losses()
+        states: list[Any] = [random_state()]
         if world_size() > 1:
             states = [None] * world_size()
-            distributed.all_gather_object(states, random_state())
+            torch_distributed.all_gather_object(states, random_state())
         if is_main():
             save_state(
                 {
@@ -353,45 +362,27 @@ class Run:
             )
         wait_for_all()
 
-    def _close(self):
+    def _close(self) -> None:
         for loader in self.loaders.values():
             loader.close()
+        self.log.close()
         if not is_main():
             return
-        self.metrics.close()
-        self.writer.close()
         for domain in self.last:
             print(f"last validation, after step {self.last[domain]['step'] + 1}: {self._score_line(domain)}")
-        name = next(iter(self.snapshots.files(self.args.num_steps_stop, self.networks)))
-        print(f"weights: {self._path(name)}")
+        print(f"weights: {self.last_weights()}")
 
-    def _path(self, name):
+    def last_weights(self) -> str:
+        """The file of the segmentation network as it is at the end."""
+        return self._path(next(iter(self.snapshots.files(self.plan.steps, self.networks))))
+
+    def _path(self, name: str) -> str:
         return os.path.join(self.directory, name)
 
 
-def _step_of(line):
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return math.inf  # the last line of a killed process may be cut off
-
-
-def peak_memory(device):
-    """The most memory so far in bytes: allocated on the GPU, or resident in this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _versions():
-    revision = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-    )
+def _versions() -> dict[str, str | None]:
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root)
     return {
         "python": sys.version.split()[0],
         "torch": torch.__version__,

@@ -1,10 +1,11 @@
 """The embedded pair of domains: rendered street scenes of all 19 classes, with a gap whose parts can be turned up and down."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from ..classes import TRAINID_TO_LABELID
+from ..catalogue import LABEL_IDS
 from .domains import PARTS, SOURCE, TARGET, domain_parameters
 from .scene import paint_street
 from .shading import shade
@@ -22,28 +23,41 @@ class Scene(NamedTuple):
     instances: np.ndarray
 
 
-def render(domain, seed, index, size=(192, 96), strength=0.5, parts=None, split="train"):
+def render(
+    domain: str,
+    seed: int,
+    index: int,
+    size: tuple[int, int] = (192, 96),
+    strength: float = 0.5,
+    parts: Mapping[str, float] | None = None,
+    split: str = "train",
+) -> Scene:
     """Render scene `index` of a domain: the same arguments give the same pixels.
 
     Args:
-        domain: "source" or "target" (where the camera car's bonnet shows).
+        domain: "source" or "target"; in the target the bonnet of the camera car is in the picture.
+        seed: another seed gives other scenes, for all indices.
         size: (width, height) in pixels.
         strength, parts: of the gap; see `domain_parameters`.
         split: another split has other scenes.
+
+    Raises:
+        ValueError: unknown domain or part of the gap.
     """
     parameters = domain_parameters(domain, strength, parts)
     rng = np.random.default_rng([seed, index, *f"{domain}/{split}".encode()])
     canvas = paint_street(parameters, rng, *size)
     image, parts_map = shade(canvas, parameters, rng)
     rows = np.array(canvas.rows, np.int64)
-    label_ids = np.array(TRAINID_TO_LABELID, np.uint8)[rows[:, 2]][parts_map - 1]
+    label_ids = np.array(list(LABEL_IDS), np.uint8)[rows[:, 2]][parts_map - 1]
     instances = rows[:, 3].astype(np.uint16)[parts_map - 1]
     if domain == TARGET:
         _add_bonnet(image, label_ids, instances)
     return Scene(image, label_ids, instances)
 
 
-def _add_bonnet(image, label_ids, instances):
+def _add_bonnet(image: np.ndarray, label_ids: np.ndarray, instances: np.ndarray) -> None:
+    """Paint the camera car's bonnet over the lowest rows of a scene, in place."""
     height, width = label_ids.shape
     x = np.linspace(-1, 1, width)
     top = height * (0.93 + 0.05 * x**2)

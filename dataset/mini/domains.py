@@ -4,13 +4,19 @@ A parameter's value in the target domain is source + strength * part_strength * 
 domains the same, 1 goes all the way, and each part can be turned up or down by itself.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
+
+# A domain's parameters by name: float64, numbers as arrays without dimensions, colours and gains of shape (3,).
+Parameters = Mapping[str, np.ndarray]
+Value = float | tuple[float, float, float]
 
 PARTS = ("tone", "texture", "light", "sensor", "layout")
 SOURCE, TARGET = "source", "target"
 
 # name: (part, source, target). Lengths in metres, colours in 0..255, probabilities and counts per scene or side.
-GAP = {
+GAP: dict[str, tuple[str, Value, Value]] = {
     # colour and tone of the camera
     "gain": ("tone", (1.0, 1.0, 1.0), (0.916, 0.952, 0.988)),
     "gamma": ("tone", 1.0, 1.11),
@@ -57,21 +63,26 @@ GAP = {
 }
 
 
-def domain_parameters(domain, strength=0.5, parts=None):
-    """{name: value} of a domain; `parts` maps names of PARTS to multipliers of `strength` (default 1 each).
+def domain_parameters(domain: str, strength: float = 0.5, parts: Mapping[str, float] | None = None) -> Parameters:
+    """The value of every parameter of GAP in a domain.
+
+    Args:
+        domain: SOURCE or TARGET.
+        strength: of the whole gap: 0 none, 1 all the way.
+        parts: factors of `strength` for some of PARTS; 1 for the others.
 
     Raises:
         ValueError: unknown domain or part.
     """
     if domain not in (SOURCE, TARGET):
         raise ValueError(f"unknown domain {domain!r}; known: source, target")
-    parts = {**dict.fromkeys(PARTS, 1.0), **(parts or {})}
-    unknown = set(parts) - set(PARTS)
+    factors = {**dict.fromkeys(PARTS, 1.0), **(parts or {})}
+    unknown = set(factors) - set(PARTS)
     if unknown:
         raise ValueError(f"unknown part of the gap {sorted(unknown)[0]!r}; known: {', '.join(PARTS)}")
     values = {}
     for name, (part, source, target) in GAP.items():
-        amount = 0.0 if domain == SOURCE else strength * parts[part]
-        source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
-        values[name] = source + amount * (target - source)
+        amount = 0.0 if domain == SOURCE else strength * factors[part]
+        start, end = np.asarray(source, np.float64), np.asarray(target, np.float64)
+        values[name] = np.asarray(start + amount * (end - start))
     return values

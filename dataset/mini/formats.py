@@ -1,33 +1,36 @@
-"""Writers of the real on-disk formats."""
+"""Writers of the data sets' own on-disk formats."""
 
-import os
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from ..classes import PALETTE, TRAINID_TO_LABELID, TRAINID_TO_SYNTHIA
+from utils.files import make_parent, replacing
+
+from ..catalogue import CITYSCAPES, LABEL_IDS, SYNTHIA_IDS
+from . import Scene
 
 CITIES = {"train": ("aachen", "bremen", "cologne"), "val": ("frankfurt", "lindau")}
 FRAME = "000019"
 
 _TO_SYNTHIA = np.zeros(256, np.uint16)
-_TO_SYNTHIA[list(TRAINID_TO_LABELID)] = TRAINID_TO_SYNTHIA
+_TO_SYNTHIA[list(LABEL_IDS)] = list(SYNTHIA_IDS)
 
 
-def write_gta5(root, number, scene):
+def write_gta5(root: str, number: int, scene: Scene) -> None:
     """`images/00001.png` and `labels/00001.png`, a palette PNG whose index is the label id."""
     _save(Image.fromarray(scene.image), f"{root}/images/{number:05d}.png")
     label = Image.fromarray(scene.label_ids, "P")
     colours = np.zeros((256, 3), np.uint8)
-    colours[list(TRAINID_TO_LABELID)] = PALETTE
+    colours[list(LABEL_IDS)] = CITYSCAPES.colors
     label.putpalette(colours.ravel().tolist())
     _save(label, f"{root}/labels/{number:05d}.png")
 
 
-def write_synthia(root, number, scene):
+def write_synthia(root: str, number: int, scene: Scene) -> None:
     """`RGB/0000000.png` and `GT/LABELS/0000000.png`, a 16-bit PNG: class, instance, 0."""
     _save(Image.fromarray(scene.image), f"{root}/RGB/{number:07d}.png")
     channels = np.zeros((*scene.label_ids.shape, 3), np.uint16)
@@ -35,7 +38,7 @@ def write_synthia(root, number, scene):
     _write_bytes(png_16bit(channels), f"{root}/GT/LABELS/{number:07d}.png")
 
 
-def write_cityscapes(root, split, number, scene):
+def write_cityscapes(root: str, split: str, number: int, scene: Scene) -> None:
     """`leftImg8bit/<split>/<city>/..._leftImg8bit.png` and `gtFine/..._gtFine_labelIds.png`."""
     city = CITIES[split][number % len(CITIES[split])]
     stem = f"{split}/{city}/{city}_{number:06d}_{FRAME}"
@@ -43,7 +46,7 @@ def write_cityscapes(root, split, number, scene):
     _save(Image.fromarray(scene.label_ids), f"{root}/gtFine/{stem}_gtFine_labelIds.png")
 
 
-def write_crosscity(root, city, split, number, scene):
+def write_crosscity(root: str, city: str, split: str, number: int, scene: Scene) -> None:
     """`<City>/Images/{Train,Test}/pano_00000.jpg`, and for Test `<City>/Labels/Test/pano_00000_eval.png`."""
     part = "Train" if split == "train" else "Test"
     _save(Image.fromarray(scene.image), f"{root}/{city}/Images/{part}/pano_{number:05d}.jpg", quality=92)
@@ -51,18 +54,15 @@ def write_crosscity(root, city, split, number, scene):
         _save(Image.fromarray(scene.label_ids), f"{root}/{city}/Labels/Test/pano_{number:05d}_eval.png")
 
 
-def write_split(root, train, val):
+def write_split(root: str, train: Sequence[int], val: Sequence[int]) -> None:
     """`split.mat` as in GTA5's official toolkit: column vectors of image numbers; there are no test images."""
-    columns = {
-        f"{name}Ids": np.array(ids, np.float64).reshape(-1, 1) for name, ids in (("train", train), ("val", val), ("test", []))
-    }
-    temporary = f"{root}/split.mat.tmp"
-    with open(temporary, "wb") as file:
+    numbers: dict[str, Sequence[int]] = {"trainIds": train, "valIds": val, "testIds": []}
+    columns = {key: np.array(ids, np.float64).reshape(-1, 1) for key, ids in numbers.items()}
+    with replacing(f"{root}/split.mat") as file:
         savemat(file, columns)
-    os.replace(temporary, f"{root}/split.mat")
 
 
-def png_16bit(channels):
+def png_16bit(channels: np.ndarray) -> bytes:
     """Encode an (H,W,3) uint16 array as a 16-bit RGB PNG (which Pillow cannot write)."""
     height, width, _ = channels.shape
     rows = channels.astype(">u2").reshape(height, -1).view(np.uint8)
@@ -74,15 +74,13 @@ def png_16bit(channels):
     )
 
 
-def _save(image, path, **options):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.tmp"
-    image.save(temporary, "JPEG" if path.endswith(".jpg") else "PNG", **options)
-    os.replace(temporary, path)
+def _save(image: Image.Image, path: str, **options: int) -> None:
+    make_parent(path)
+    with replacing(path, sync=False) as file:
+        image.save(file, "JPEG" if path.endswith(".jpg") else "PNG", **options)
 
 
-def _write_bytes(data, path):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(f"{path}.tmp", "wb") as file:
+def _write_bytes(data: bytes, path: str) -> None:
+    make_parent(path)
+    with replacing(path, sync=False) as file:
         file.write(data)
-    os.replace(f"{path}.tmp", path)

@@ -3,17 +3,18 @@
 import numpy as np
 from PIL import Image, ImageFilter
 
-from .canvas import BARS, BRICKS, FRONT, GROUND, LEAVES, RIBS, SIDE, TILES, WINDOWS
+from .canvas import BARS, BRICKS, FRONT, GROUND, LEAVES, RIBS, SIDE, TILES, WINDOWS, Canvas
+from .domains import Parameters
 
-FAR = 400.0
-TILE = 256
+FAR = 400.0  # depth of the sky, and the largest there is, in metres
+TILE = 256  # side of the square of noise that is repeated over a surface
 
 
-def shade(canvas, parameters, rng):
+def shade(canvas: Canvas, parameters: Parameters, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Colour a painted canvas.
 
     Returns:
-        (H,W,3) uint8 RGB, (H,W) part ids (rows of the table are part - 1).
+        The image, (H,W,3) uint8 RGB, and the part of each pixel, (H,W) int32: part i is row i - 1 of `canvas.rows`.
     """
     parts = np.array(canvas.parts, np.int32)
     rows = np.array(canvas.rows, np.float32)
@@ -29,8 +30,15 @@ def shade(canvas, parameters, rng):
     return _photograph(colour, depth, parameters, rng), parts
 
 
-def _surface(canvas, plane, offset, u, v):
-    """Depth in metres and texture coordinates (s, t) of every pixel, from the plane that its part lies in."""
+def _surface(
+    canvas: Canvas, plane: np.ndarray, offset: np.ndarray, u: np.ndarray, v: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Depth and texture coordinates s and t of every pixel, in metres, from the plane that its part lies in.
+
+    Args:
+        plane, offset: (H,W), from the table of parts.
+        u, v: (1,W) and (H,1), pixels to the right of the centre and below the horizon.
+    """
     safe_v = np.where(np.abs(v) < 0.5, 0.5, v)
     safe_u = np.where(np.abs(u) < 0.5, 0.5, u)
     ground = canvas.focal * (canvas.camera_height - offset) / safe_v
@@ -46,7 +54,7 @@ def _surface(canvas, plane, offset, u, v):
     return depth, np.where(sky, u / scale, s), np.where(sky, v / scale, t)
 
 
-def _pattern(kind, s, t, depth, rng):
+def _pattern(kind: np.ndarray, s: np.ndarray, t: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """How much of the second colour a pixel shows, 0..1, from texture coordinates in units of the pattern."""
     in_s, in_t = s % 1, t % 1
     odd_row = np.floor(t) % 2 * 0.5
@@ -68,11 +76,12 @@ def _pattern(kind, s, t, depth, rng):
     return result * fade + 0.3 * (1 - fade)
 
 
-def _fade(depth, reach):
+def _fade(depth: np.ndarray, reach: float) -> np.ndarray:
+    """How much of a pattern's detail is left at a depth, 1..0: it falls to 1/e at `reach`. The sky keeps all of it."""
     return np.where(depth >= FAR, 1.0, np.exp(-depth / reach)).astype(np.float32)
 
 
-def _noise(s, t, rng):
+def _noise(s: np.ndarray, t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Smooth noise of mean 0 and variance about 1 at texture coordinates (s, t)."""
     tile = rng.standard_normal((TILE, TILE), dtype=np.float32)
     coarse = np.repeat(np.repeat(rng.standard_normal((TILE // 4, TILE // 4), dtype=np.float32), 4, 0), 4, 1)
@@ -80,7 +89,8 @@ def _noise(s, t, rng):
     return tile[np.floor(t).astype(np.int64) % TILE, np.floor(s).astype(np.int64) % TILE]
 
 
-def _photograph(colour, depth, parameters, rng):
+def _photograph(colour: np.ndarray, depth: np.ndarray, parameters: Parameters, rng: np.random.Generator) -> np.ndarray:
+    """What the camera makes of the scene's colours: air, tone, vignette, blur and noise. (H,W,3) uint8."""
     colour = _air(colour, depth, parameters, rng)
     colour = _tone(colour, parameters, rng)
     height, width = depth.shape
@@ -95,7 +105,7 @@ def _photograph(colour, depth, parameters, rng):
     return np.clip(np.asarray(picture, np.float32) + noise, 0, 255).astype(np.uint8)
 
 
-def _air(colour, depth, parameters, rng):
+def _air(colour: np.ndarray, depth: np.ndarray, parameters: Parameters, rng: np.random.Generator) -> np.ndarray:
     """Haze: the further away, the more of the sky's colour."""
     density = float(parameters["haze"]) * rng.uniform(0.6, 1.5)
     clear = np.exp(-density * np.minimum(depth, 150))[..., None]
@@ -103,7 +113,7 @@ def _air(colour, depth, parameters, rng):
     return colour * clear + haze * (1 - clear)
 
 
-def _tone(colour, parameters, rng):
+def _tone(colour: np.ndarray, parameters: Parameters, rng: np.random.Generator) -> np.ndarray:
     """White balance, exposure, saturation and gamma of the camera."""
     exposure = rng.uniform(0.88, 1.12)
     colour = colour * (parameters["gain"] * exposure * rng.uniform(0.97, 1.03, 3)).astype(np.float32)

@@ -9,8 +9,9 @@ from conftest import GOLDEN
 from fill import fill, noise
 from torch.nn import functional as F
 
-from model import WeightsError, load_model, upsample
+from model import WeightsError, build_model, load_model, load_weights, read_weights, to_fada, upsample
 from scripts import convert_checkpoint
+from utils.state import save_tensors
 
 
 def keys(method, *path):
@@ -148,3 +149,115 @@ def test_a_classifier_with_two_branches_only_is_refused_in_one_line(tmp_path):
     torch.save({key: value for key, value in state.items() if "list.2" not in key and "list.3" not in key}, tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="layer5.conv2d_list.2.weight is missing"):
         load_model(tmp_path / "x.pth")
+
+
+# Class names and colours
+
+CLASSES = {"names": [f"class {i}" for i in range(16)], "colors": [[i, 0, 255 - i] for i in range(16)]}
+
+
+def named(name="MiniResNet18", **settings):
+    network = build_model(name, 16, **settings)
+    network.classes = CLASSES
+    return network
+
+
+def convert(source, target, to, *flags):
+    convert_checkpoint.main(convert_checkpoint.get_arguments([str(source), str(target), "--to", to, *flags]))
+    return target
+
+
+@pytest.mark.parametrize("to", ("plain", "maxsquare", "fada"))
+def test_class_names_travel_in_every_format_of_pytorch(to, tmp_path):
+    network = named(heads="single", normalization="imagenet")
+    save_tensors(network.state_dict(), tmp_path / "in.pth", for_originals=True)
+    assert read_weights(tmp_path / "in.pth").classes == CLASSES
+    written = convert(tmp_path / "in.pth", tmp_path / "out.pth", to)
+    found = load_model(written)
+    assert found.classes == CLASSES and found.settings == network.settings
+    # Only MaxSquare's own files hold its best mIoU, by which they are told.
+    assert found.checkpoint_format == {"maxsquare": "container"}.get(to, to)
+    with open(written, "rb") as file:
+        assert file.read(2) == b"\x80\x02"  # the format that old versions of PyTorch read
+
+
+def test_the_originals_load_state_dicts_with_notes(tmp_path):
+    """They hand what they find to `load_state_dict`, most of them strictly."""
+    network = named(heads="single", normalization="imagenet")
+    save_tensors(to_fada(network, 3), tmp_path / "fada.pth", for_originals=True)
+    save_tensors(network.state_dict(), tmp_path / "plain.pth", for_originals=True)
+    parts = torch.load(tmp_path / "fada.pth", weights_only=True)
+    theirs = torch.nn.ModuleDict({"backbone": build_model("MiniResNet18", 16, heads="single")})
+    del theirs["backbone"].layer5
+    theirs.load_state_dict(parts["feature_extractor"])
+    build_model("MiniResNet18", 16, heads="single").load_state_dict(torch.load(tmp_path / "plain.pth", weights_only=True))
+
+
+def test_files_of_the_originals_name_no_classes(tmp_path):
+    torch.save(filled_file(keys("adaptsegnet", "DeeplabVGG", "state")), tmp_path / "vgg.pth")
+    assert load_model(tmp_path / "vgg.pth").classes is None
+
+
+def test_class_names_of_a_file_that_cannot_hold_them_are_in_the_run_directory(tmp_path, capsys):
+    torch.save(named("ResNet38").state_dict(), tmp_path / "in.pth")
+    (tmp_path / "out").mkdir()
+    written = convert(tmp_path / "in.pth", tmp_path / "out/x.params", "mxnet")
+    assert "note: this format holds no class names" in capsys.readouterr().out
+    assert load_model(written).classes is None
+    (tmp_path / "out/args.json").write_text(json.dumps({"network": None, "classes": CLASSES}))
+    assert load_model(written).classes == CLASSES
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["road"],
+        {"names": "road", "colors": [[0, 0, 0]]},
+        {"names": [1], "colors": [[0, 0, 0]]},
+        {"names": ["road"]},
+        {"names": ["road", "car"], "colors": [[0, 0, 0]]},
+        {"names": ["road"], "colors": [[0, 0]]},
+        {"names": ["road"], "colors": [[0, 0, 256]]},
+        {"names": ["road"], "colors": [[0, 0, 0.5]]},
+        {"names": ["road"], "colors": [[0, 0, 0]]},
+    ],
+)
+def test_damaged_class_names_are_refused(classes, tmp_path):
+    """The last one is for one class, the network for 16."""
+    state = build_model("MiniResNet18", 16).state_dict()
+    torch.save(dict(state), tmp_path / "x.pth")
+    (tmp_path / "args.json").write_text(json.dumps({"classes": classes}))
+    with pytest.raises(WeightsError, match="args.json: its note of the classes"):
+        load_model(tmp_path / "x.pth")
+    state._metadata["segadapt classes"] = classes
+    torch.save(state, tmp_path / "noted.pth")
+    with pytest.raises(WeightsError, match="noted.pth: its note of the classes"):
+        read_weights(tmp_path / "noted.pth")
+
+
+def test_other_class_names_are_reported_when_training_starts(tmp_path):
+    torch.save(named().state_dict(), tmp_path / "x.pth")
+    network = build_model("MiniResNet18", 16)
+    assert "names" not in load_weights(network, read_weights(tmp_path / "x.pth"), "x.pth")  # it knows none
+    network.classes = CLASSES
+    assert "names" not in load_weights(network, read_weights(tmp_path / "x.pth"), "x.pth")
+    network.classes = {**CLASSES, "names": [*CLASSES["names"][:14], "car", "bus"]}
+    report = load_weights(network, read_weights(tmp_path / "x.pth"), "x.pth")
+    assert "its classes have other names (class 14 is class 14 there, car here, and 1 more)" in report
+
+
+@pytest.mark.parametrize("part", ("feature_extractor", "classifier"))
+def test_a_fada_container_of_another_network_is_refused_in_one_line(part, tmp_path):
+    content = to_fada(named(heads="single"), 0)
+    torch.save({**content, part: {"x": torch.zeros(1)}}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="x.pth: not a segmentation network known here|does not fit"):
+        load_model(tmp_path / "x.pth")
+
+
+def test_a_container_in_a_container_is_no_state_dict(tmp_path):
+    torch.save({"state_dict": {"state_dict": {"x": torch.zeros(1)}}}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="holds no state dict"):
+        read_weights(tmp_path / "x.pth")
+    torch.save({0: torch.zeros(1)}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="holds no state dict .found 0"):
+        read_weights(tmp_path / "x.pth")

@@ -1,20 +1,19 @@
-"""What happens before and around a training loop: starting weights, and errors told in one line."""
+"""What a run starts from: weights for its networks."""
 
-import contextlib
 import os
-import sys
+from collections.abc import Sequence
+
+from torch import nn
 
 from model import WeightsError, load_weights, read_discriminator, read_weights
+from model.segmenter import Segmenter
 
 from . import distributed
-from .run import NotFiniteError
-from .state import StateError
 
 INITIALISATION = "DeepLab_resnet_pretrained_init-f81d91e8.pth"
-EXPECTED_ERRORS = (WeightsError, StateError, NotFiniteError, ValueError, OSError)
 
 
-def restore(network, source, usual=INITIALISATION, fresh_heads=True):
+def restore(network: Segmenter, source: str | None, usual: str = INITIALISATION, fresh_heads: bool = True) -> None:
     """Give `network` its starting weights from --restore-from, or else from the file `usual`, and print what was loaded.
 
     With `fresh_heads` classifiers that the file lacks, or has for another number of classes, keep their random values.
@@ -38,7 +37,7 @@ def restore(network, source, usual=INITIALISATION, fresh_heads=True):
         print(report)
 
 
-def restore_discriminators(discriminators, files):
+def restore_discriminators(discriminators: Sequence[nn.Module], files: str | None) -> None:
     """Give the discriminators their weights from --restore-discriminator: files, comma-separated, lowest level first, or None.
 
     Raises:
@@ -46,23 +45,11 @@ def restore_discriminators(discriminators, files):
     """
     if not files:
         return
-    files = files.split(",")
-    if len(files) != len(discriminators):
-        raise WeightsError(f"--restore-discriminator names {len(files)} files for {len(discriminators)} discriminators")
-    for network, file in zip(discriminators, files, strict=True):
-        state = read_discriminator(file)
-        if state is None:
-            raise WeightsError(f"{file}: holds no discriminator")
-        load_weights(network, state, file)
-
-
-@contextlib.contextmanager
-def exit_with_message():
-    """Turn errors that the user can mend into one line and exit status 1; leave the process group in any case."""
-    try:
-        yield
-    except EXPECTED_ERRORS as error:
-        print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
-        sys.exit(1)
-    finally:
-        distributed.finish()
+    paths = files.split(",")
+    if len(paths) != len(discriminators):
+        raise WeightsError(f"--restore-discriminator names {len(paths)} files for {len(discriminators)} discriminators")
+    for network, path in zip(discriminators, paths, strict=True):
+        weights = read_discriminator(path)
+        if weights is None:
+            raise WeightsError(f"{path}: holds no discriminator")
+        load_weights(network, weights, path)

@@ -1,0 +1,121 @@
+"""The two domains that a script's flags describe, as data sets and loaders."""
+
+import os
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch.utils.data import DataLoader
+
+from dataset.catalogue import DATA_SETS, ClassSet
+from dataset.class_statistics import ClassBalancedOrder, count_classes, read_statistics, write_statistics
+from dataset.class_statistics import class_balanced_order as balanced_order
+from dataset.layouts import has_labels
+from dataset.loader import EndlessLoader, SizedDataset, sequential_loader
+from dataset.segmentation import SegmentationDataset, build_dataset
+from dataset.transforms import Resize
+
+from . import distributed
+from .flags import part
+
+
+class Domain(NamedTuple):
+    """Which images of which data set, and their size (W,H) for the network."""
+
+    name: str
+    root: str
+    split: str
+    list_file: str | None
+    part: str | None
+    size: tuple[int, int]
+
+    def dataset(self, classes: ClassSet, transform: Callable | None = None, labels: bool = True) -> SegmentationDataset:
+        """Its images, with labels of these classes or without."""
+        return build_dataset(self.name, self.root, self.split, self.list_file, classes, transform, labels, self.part)
+
+    def title(self) -> str:
+        """For people: `GTA5 (all)`."""
+        return f"{DATA_SETS[self.name].title} ({', '.join(filter(None, (self.part, self.split)))})"
+
+
+def source_domain(args: Namespace) -> Domain:
+    """The labelled source."""
+    name, size = args.source, args.input_size
+    return Domain(name, args.data_dir, args.source_split, args.data_list, part(args, name), size)
+
+
+def target_domain(args: Namespace) -> Domain:
+    """The target, whose labels no training reads."""
+    name, size = args.target, args.input_size_target
+    return Domain(name, args.data_dir_target, args.set, args.data_list_target, part(args, name), size)
+
+
+def source_loader(args: Namespace, classes: ClassSet, transform: Callable) -> EndlessLoader:
+    """Endless labelled source batches."""
+    return endless(args, source_domain(args).dataset(classes, transform))
+
+
+def target_loader(args: Namespace, classes: ClassSet, transform: Callable) -> EndlessLoader:
+    """Endless target batches without labels, in an order of their own."""
+    return endless(args, target_domain(args).dataset(classes, transform, labels=False), seed_offset=1)
+
+
+def endless(
+    args: Namespace,
+    dataset: SizedDataset,
+    seed_offset: int = 0,
+    order: Sequence[int] | ClassBalancedOrder | None = None,
+    batch_size: int | None = None,
+) -> EndlessLoader:
+    """Endless batches of a data set: this process's share (`batch_size`, or else --batch-size) of each."""
+    return EndlessLoader(dataset, batch_size or args.batch_size, args.random_seed + seed_offset, order=order, **_share(args))
+
+
+def source_val_loader(args: Namespace, classes: ClassSet) -> DataLoader | None:
+    """The source's val split, one image at a time, labels at full size; None without --val-every or without such a split."""
+    return _val_loader(args, source_domain(args), classes)
+
+
+def target_val_loader(args: Namespace, classes: ClassSet, size: tuple[int, int] | None = None) -> DataLoader | None:
+    """The target's val split in the same way; `size` (W,H) instead of the training images'."""
+    domain = target_domain(args)
+    return _val_loader(args, domain._replace(size=size or domain.size), classes)
+
+
+def _val_loader(args: Namespace, domain: Domain, classes: ClassSet) -> DataLoader | None:
+    if args.val_every == 0:
+        return None
+    if not has_labels(domain.name, domain.root, "val", domain.part):
+        if distributed.is_main():
+            print(f"no validation: {domain.root} has no labelled val split")
+        return None
+    domain = domain._replace(split="val", list_file=None)
+    return sequential_loader(domain.dataset(classes, Resize(domain.size, label=False)), **_share(args))
+
+
+def _share(args: Namespace) -> dict[str, Any]:
+    return {"num_workers": args.num_workers, "rank": distributed.rank(), "world_size": distributed.world_size()}
+
+
+def class_balanced_order(
+    args: Namespace, dataset: SegmentationDataset, classes: ClassSet, statistics: str | None, directory: str
+) -> ClassBalancedOrder:
+    """An order of the source images that shows rare classes often, from the file `statistics` or from the usual places.
+
+    Statistics that are nowhere to be found are made, and kept in `directory`.
+    """
+    name = f"class_statistics_{len(classes)}.json"
+    made = os.path.join(directory, name)
+    usual = [made, *(os.path.join(args.data_dir, usual) for usual in (name, "gtav_label_info.p", "synthia_label_info.p"))]
+    path = statistics or next((path for path in usual if os.path.exists(path)), None)
+    distributed.wait_for_all()  # all processes have looked before one writes
+    if path is None:
+        path = made
+        if distributed.is_main():
+            print(f"no class statistics in {args.data_dir}: counting the classes of {len(dataset)} labels, once, into {made}")
+            write_statistics(made, count_classes(dataset, max(1, args.num_workers)), classes)
+        distributed.wait_for_all()
+    order = balanced_order(dataset, read_statistics(path, classes), args.random_seed, path)
+    if order.absent and distributed.is_main():
+        print(f"note: no image has {', '.join(classes.names[c] for c in order.absent)}")
+    return order

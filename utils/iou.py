@@ -1,0 +1,118 @@
+"""IoU from confusion matrices, and the tables that name their protocol. NumPy alone: `compute_iou.py` starts without PyTorch.
+
+A confusion matrix is (C,C), rows ground truth, as an array or a tensor on the CPU.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dataset.catalogue import CLASS_SETS, ClassSet, class_set
+
+from .files import make_parent, write_bytes, write_json
+
+# Two published protocols share the name "mIoU over 13": they give different numbers for one prediction.
+SUBSET_OF_MATRIX = "subset of the full confusion matrix"
+OTHERS_REMOVED = "other classes' pixels removed first"
+
+
+def iou_per_class(matrix: ArrayLike, absent: float = math.nan) -> np.ndarray:
+    """(C,) float64 intersection over union; `absent` for a class that neither occurs nor is predicted."""
+    matrix = np.asarray(matrix, np.float64)
+    union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
+    return np.where(union > 0, matrix.diagonal() / np.maximum(union, 1), absent)
+
+
+def mean_iou(matrix: ArrayLike, absent: float = math.nan) -> float:
+    """The mean IoU: over the classes that occur or are predicted (nan if there are none), or with `absent` 0 over all (FADA,
+    CBST, CRST)."""
+    return _mean(iou_per_class(matrix, absent))
+
+
+def scores(matrix: ArrayLike, classes: ClassSet | None = None, absent: float = math.nan) -> dict[str, Any]:
+    """What a confusion matrix says, as a JSON-able dict of fractions (None for absent classes).
+
+    `iou` per class, `miou` over all of them, and for each smaller published set of classes its mIoU under both
+    protocols: the mean over a subset of these IoUs, and the mIoU once pixels of the other classes are removed.
+
+    Args:
+        classes: of the matrix (default: the published set of its size).
+        absent: as in `mean_iou`.
+    """
+    matrix = np.asarray(matrix)
+    classes = class_set(len(matrix)) if classes is None else classes
+    iou = iou_per_class(matrix, absent)
+    subsets = {}
+    for size in classes.reported:
+        members = [classes.names.index(name) for name in CLASS_SETS[size].names]
+        subsets[str(size)] = {
+            SUBSET_OF_MATRIX: _none_if_nan(_mean(iou[members])),
+            OTHERS_REMOVED: _none_if_nan(mean_iou(matrix[np.ix_(members, members)], absent)),
+        }
+    return {
+        "num_classes": len(classes),
+        "miou": _none_if_nan(_mean(iou)),
+        "iou": {name: _none_if_nan(value) for name, value in zip(classes.names, iou.tolist(), strict=True)},
+        "subsets": subsets,
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """`scores(...)` as the text that the originals print, followed by the smaller sets with their protocol."""
+    lines = [f"===>{ORIGINAL_NAMES.get(name, name)}:\t{percent(value)}" for name, value in result["iou"].items()]
+    lines.append(f"===> mIoU: {percent(result['miou'])}")
+    for size, by_protocol in result["subsets"].items():
+        lines += [f"mIoU of {size} classes ({protocol}): {percent(value)}" for protocol, value in by_protocol.items()]
+    return "\n".join(lines)
+
+
+def write_results(
+    results: Mapping[str, Mapping[str, Any]], column: str, json_path: str | None = None, csv_path: str | None = None
+) -> None:
+    """Write `scores(...)` by name to a JSON and a CSV file, either of which may be None.
+
+    The CSV has one row per name, which stands in `column`: the mIoU, the IoU of each class, and the mIoU of the smaller
+    sets, all as fractions and empty where there is none.
+    """
+    if json_path:
+        make_parent(json_path)
+        write_json(json_path, results)
+    if csv_path:
+        make_parent(csv_path)
+        rows = [{column: name, **_row(result)} for name, result in results.items()]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_bytes(csv_path, text.getvalue().encode())
+
+
+def _row(result: Mapping[str, Any]) -> dict[str, float | None]:
+    row = {"mIoU": result["miou"], **result["iou"]}
+    for size, by_protocol in result["subsets"].items():
+        row |= {f"mIoU of {size} classes ({protocol})": value for protocol, value in by_protocol.items()}
+    return row
+
+
+# AdaptSegNet's tool spells three names in its own way; scripts that read its output expect them.
+ORIGINAL_NAMES = {"traffic light": "light", "traffic sign": "sign", "motorcycle": "motocycle"}
+
+
+def percent(value: float | None) -> str:
+    """A fraction in percent with two decimals, as the originals print it; "nan" for None."""
+    return "nan" if value is None else str(round(100 * value, 2))
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of those that are numbers; nan if there are none."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value

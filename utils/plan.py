@@ -1,0 +1,96 @@
+"""What a run's flags come to, worked out once before the first step and told at its start."""
+
+import math
+import shutil
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dataset.catalogue import ClassSet
+from dataset.loader import EndlessLoader
+
+from . import distributed
+from .errors import RunError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers that a training loop goes by.
+
+    Attributes:
+        classes: of the network, in the order of its outputs.
+        steps: training stops after so many.
+        schedule_steps: the poly schedule would reach 0 after so many.
+        val_every: steps between validations, 0 for none.
+        epoch: steps of what the method calls an epoch, where it counts in epochs.
+    """
+
+    classes: ClassSet
+    steps: int
+    schedule_steps: int
+    val_every: int
+    epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps > self.schedule_steps:
+            raise RunError(
+                f"--num-steps-stop {self.steps} is beyond --num-steps {self.schedule_steps}, where the learning rate is 0"
+            )
+
+
+def plan_steps(args: Namespace, classes: ClassSet) -> Plan:
+    """The plan of a method that counts in steps: what the flags say."""
+    return Plan(classes, args.num_steps_stop, args.num_steps, args.val_every)
+
+
+def describe(
+    plan: Plan, args: Namespace, device: torch.device, networks: Mapping[str, nn.Module], loaders: Mapping[str, EndlessLoader]
+) -> str:
+    """The plan in a few lines: device, precision, data, steps, disk."""
+    lines = [_device(args, device)]
+    batches = [f"{_images(loader)} {domain}" for domain, loader in loaders.items()]
+    processes = distributed.world_size()
+    lines.append(
+        f"{plan.steps} steps of {' + '.join(batches)} images ({processes} process{'es' * (processes > 1)}); "
+        f"the learning rate is laid out for {plan.schedule_steps}"
+    )
+    for domain, loader in loaders.items():
+        epochs = plan.steps * _images(loader) / len(loader.dataset)
+        lines.append(f"{domain}: {len(loader.dataset)} images, {epochs:.3g} epochs")
+    lines.append(f"{len(plan.classes)} classes; {_disk(plan, args, networks)}")
+    return "\n".join(lines)
+
+
+def _images(loader: EndlessLoader) -> int:
+    return loader.batch_size * loader.world_size
+
+
+def _device(args: Namespace, device: torch.device) -> str:
+    if device.type == "cuda":
+        name = f"{device} ({torch.cuda.get_device_name(device)})"
+    else:
+        name = f"{device}, {torch.get_num_threads()} threads" + (" (no GPU found)" if args.device == "auto" else "")
+    precision = "fp32, the published precision" if args.amp == "off" else f"{args.amp} mixed precision"
+    faster = "; --amp bf16 --channels-last is faster" if args.amp == "off" and device.type == "cuda" else ""
+    return f"{name}; {precision}{faster}"
+
+
+def _disk(plan: Plan, args: Namespace, networks: Mapping[str, nn.Module]) -> str:
+    """How much the run will write: snapshots, and two states of weights and about as much for the optimizers."""
+    snapshot = sum(value.nbytes for network in networks.values() for value in network.state_dict().values())
+    count = math.ceil(plan.steps / args.save_pred_every)
+    need = snapshot * (count + 2 * bool(plan.val_every) + 4)
+    return (
+        f"about {need / 1e9:.2g} GB in {args.snapshot_dir} ({count} snapshot{'s' * (count > 1)} and the state), "
+        f"{_free(args.snapshot_dir) / 1e9:.3g} GB free"
+    )
+
+
+def _free(directory: str) -> int:
+    from pathlib import Path
+
+    path = Path(directory).absolute()
+    return shutil.disk_usage(next(parent for parent in (path, *path.parents) if parent.exists())).free

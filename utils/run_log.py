@@ -1,0 +1,77 @@
+"""What a run writes down while it trains: `metrics.jsonl` and TensorBoard."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .files import replacing
+
+
+class RunLog:
+    """The log of the run in `directory`, from step `first_step` on; lines that an interrupted run wrote beyond it are dropped.
+
+    Every process has one, but only the main one (`writes`) has files.
+    """
+
+    def __init__(self, directory: str, first_step: int, resumed: bool, writes: bool) -> None:
+        self.writes = writes
+        if not writes:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only runs need it
+
+        path = os.path.join(directory, "metrics.jsonl")
+        _drop_lines_from(path, first_step)
+        self.metrics = open(path, "a", buffering=1)
+        self.board = SummaryWriter(directory, purge_step=first_step if resumed else None)
+
+    def line(self, step: int, groups: Mapping[str, Mapping[str, float]]) -> None:
+        """A line of `metrics.jsonl`, and the same numbers in TensorBoard under the names of their groups."""
+        if not self.writes:
+            return
+        numbers = {name: value for values in groups.values() for name, value in values.items()}
+        self.metrics.write(json.dumps({"step": step, **numbers}) + "\n")
+        for group, values in groups.items():
+            for name, value in values.items():
+                self.board.add_scalar(f"{group}/{name}", value, step)
+
+    def validation(self, step: int, domain: str, miou: float, iou: Mapping[str, float]) -> None:
+        """The IoU of a validation, in fractions; classes that are absent (nan) are null."""
+        if not self.writes:
+            return
+        prefix = f"{domain}_" if domain else ""
+        known: dict[str, Any] = {name: None if math.isnan(value) else value for name, value in iou.items()}
+        self.metrics.write(json.dumps({"step": step, f"{prefix}val_miou": miou, f"{prefix}val_iou": known}) + "\n")
+        self.board.add_scalar(f"{prefix}validation/mIoU", miou, step)
+        for name, value in known.items():
+            if value is not None:
+                self.board.add_scalar(f"{prefix}validation IoU/{name}", value, step)
+
+    def picture(self, step: int, title: str, picture: np.ndarray) -> None:
+        """An (H,W,3) uint8 picture in TensorBoard."""
+        if self.writes:
+            self.board.add_image(title, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self.writes:
+            self.metrics.close()
+            self.board.close()
+
+
+def _drop_lines_from(path: str, step: int) -> None:
+    if not os.path.exists(path):
+        return
+    with open(path, "rb") as file:
+        kept = [line for line in file if _step_of(line) < step]
+    with replacing(path) as file:
+        file.writelines(kept)
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return math.inf  # the last line of a killed process may be cut off
