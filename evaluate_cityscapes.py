@@ -10,6 +10,7 @@ comparing checkpoints. Flags change its parts:
     adaptsegnet         images resized to 1024x512, logits upsampled bilinearly to the label's size, the main classifier decides
     fada                the same; its distilled models are scored with --input-size 2048,1024
     clan                the same with the sum of both classifiers (the default for twin classifiers)
+    clan-paddle         the same with bicubic interpolation, and the line mIoU-13 (twin classifiers in .pdparams files)
     maxsquare           scored at the input size, labels resized to it (--resize-labels); often with --flip (MaxSquare's files)
     crst                images at their own size, logits averaged over scales 0.9, 1, 1.2 and the mirror image (CRST's network)
     cbst                images at their own size, probabilities at 1/8 with the mirror image, bicubic (ResNet-38)
@@ -67,8 +68,10 @@ class Protocol:
         input_size: images are resized to this (W,H); None: they keep their size.
         resize_labels: score at the input size instead of the labels' own.
         heads, flip, scales, average: see `utils.evaluation.predict`.
+        interpolation: see `utils.evaluation.predict`.
         coarse: class probabilities at 1/8 of the input, interpolated bicubically, instead of upsampled logits.
         absent: what counts in the mean for a class that neither occurs nor is predicted; nan leaves it out.
+        with_miou_13: see `utils.iou.scores`.
     """
 
     input_size: tuple[int, int] | None = (1024, 512)
@@ -77,14 +80,17 @@ class Protocol:
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
     average: str = "probabilities"
+    interpolation: str = "bilinear"
     coarse: bool = False
     absent: float = math.nan
+    with_miou_13: bool = False
 
 
 PROTOCOLS = {
     "adaptsegnet": Protocol(),
     "maxsquare": Protocol(resize_labels=True),
     "clan": Protocol(heads="sum"),
+    "clan-paddle": Protocol(heads="sum", interpolation="bicubic", with_miou_13=True),
     "fada": Protocol(absent=0.0),
     "cbst": Protocol(input_size=None, flip=True, coarse=True, absent=0.0),
     "crst": Protocol(input_size=None, flip=True, scales=(0.9, 1.0, 1.2), average="logits", absent=0.0),
@@ -92,6 +98,10 @@ PROTOCOLS = {
 # Files and networks whose authors evaluate in another way than AdaptSegNet.
 OF_FORMAT = {"maxsquare": "maxsquare", "fada": "fada"}
 OF_NETWORK = {"ResNet38": "cbst", "DeeplabRes": "crst", "deeplab_resnet101": "fada", "deeplab_vgg16": "fada"}
+
+CHECKPOINT_ENDINGS = (".pth", ".params", ".pdparams")
+# Beside the checkpoints of a run: discriminators, our states, and the states of Paddle's optimizers.
+NO_CHECKPOINT = re.compile(r"(_D\d*|_optimizer)\.(pth|pdparams)$|state(\.previous)?\.pth$")
 
 
 def get_arguments(arguments: list[str] | None = None) -> Flags:
@@ -197,11 +207,12 @@ def find_checkpoints(source: str) -> list[str]:
         return [source]
     paths = [
         path
-        for path in glob(os.path.join(escape(source), "*.pth")) + glob(os.path.join(escape(source), "*.params"))
-        if not re.search(r"_D\d*\.pth$|state(\.previous)?\.pth$", path)
+        for ending in CHECKPOINT_ENDINGS
+        for path in glob(os.path.join(escape(source), f"*{ending}"))
+        if not NO_CHECKPOINT.search(path)
     ]
     if not paths:
-        raise WeightsError(f"{source}: no checkpoints (*.pth, *.params) in this folder")
+        raise WeightsError(f"{source}: no checkpoints ({', '.join(f'*{each}' for each in CHECKPOINT_ENDINGS)}) in this folder")
     return sorted(paths, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)])
 
 
@@ -220,7 +231,12 @@ def evaluate_checkpoint(args: Flags, path: str, device: torch.device, folder: st
         predict_scores = partial(predict_coarsely, flip=protocol.flip, steps=args.test_steps)
     else:
         predict_scores = partial(
-            predict, heads=protocol.heads, flip=protocol.flip, scales=protocol.scales, average=protocol.average
+            predict,
+            heads=protocol.heads,
+            flip=protocol.flip,
+            scales=protocol.scales,
+            average=protocol.average,
+            interpolation=protocol.interpolation,
         )
     predicted = predictions(model, loader, device, lambda: autocast(args, device), predict_scores)
     # Threads write the PNGs while the device computes; an error in one of them surfaces at its `result()`.
@@ -236,7 +252,7 @@ def evaluate_checkpoint(args: Flags, path: str, device: torch.device, folder: st
                 written.pop(0).result()
         for future in written:
             future.result()
-    return scores(confusion.matrix.cpu().numpy(), classes, protocol.absent) if labelled else None
+    return scores(confusion.matrix.cpu().numpy(), classes, protocol.absent, protocol.with_miou_13) if labelled else None
 
 
 def protocol_of(args: Flags, model: Segmenter) -> Protocol:
@@ -270,7 +286,7 @@ def protocol_of(args: Flags, model: Segmenter) -> Protocol:
 def own_protocol(model: Segmenter) -> str:
     """How the authors of a network, or of the file that it is from, evaluate it."""
     if model.settings.get("heads") == "twin":
-        return "clan"
+        return "clan-paddle" if model.checkpoint_format == "paddle" else "clan"
     return OF_FORMAT.get(model.checkpoint_format or "") or OF_NETWORK.get(model.settings["name"], "adaptsegnet")
 
 

@@ -34,6 +34,6 @@ __all__ = [
 ]
 
 
-def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits (N,C,h,w) to (N,C,H,W), bilinear with align_corners=True, as every one of the originals does."""
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=True)
+def upsample(logits: Tensor, size: Sequence[int], mode: str = "bilinear") -> Tensor:
+    """Logits (N,C,h,w) to (N,C,H,W) with align_corners=True: bilinear, as every one of the originals does, or bicubic."""
+    return F.interpolate(logits, size=tuple(size), mode=mode, align_corners=True)

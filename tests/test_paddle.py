@@ -11,26 +11,21 @@ import pytest
 import torch
 from conftest import GOLDEN
 from fill import fill, noise
+from filled import filled
 
 import evaluate_cityscapes
-from model import (
-    OutputDiscriminator,
-    WeightsError,
-    build_model,
-    load_model,
-    load_weights,
-    read_discriminator,
-    read_weights,
-    upsample,
-)
+from dataset.catalogue import CITYSCAPES, ClassSet, class_set
+from model import OutputDiscriminator, WeightsError, build_model, load_model, load_weights, read_discriminator, read_weights
 from model.checkpoint_formats import from_paddle, to_paddle
 from model.paddle import is_pdparams, read_pdparams, write_pdparams
 from scripts import convert_checkpoint
+from utils.evaluation import predict
+from utils.iou import MIOU_13, iou_per_class, miou_13, percent, scores, table
 
 FOLDER = GOLDEN / "paddle"
 KEYS = {name: {key: tuple(shape) for key, shape in content["state"].items()} for name, content in
         json.loads((FOLDER / "keys.json").read_text()).items()}  # fmt: skip
-NETWORKS = {"AdaptSegNet-Paddle G": ("DeeplabMulti", 2, "adaptsegnet"), "CLAN-Paddle G": ("ResNet", 4, "clan")}
+NETWORKS = {"AdaptSegNet-Paddle G": ("DeeplabMulti", 2, "adaptsegnet"), "CLAN-Paddle G": ("ResNet", 4, "clan-paddle")}
 WRITTEN_BY_PADDLE = ("tiny", "tiny_named", "tiny_protocol2")
 
 
@@ -60,9 +55,13 @@ def test_networks(name, golden, tmp_path):
         outputs = model(image)
         for output, expected in zip(outputs, (recorded[f"{name}/out1"], recorded[f"{name}/out2"]), strict=True):
             np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-        if protocol == "adaptsegnet":
-            ids = upsample(outputs[-1], recorded[f"{name[:-2]} evaluation/size_hw"].tolist()).argmax(1)[0]
-            np.testing.assert_array_equal(ids, recorded[f"{name[:-2]} evaluation/argmax"])
+        way, evaluation = evaluate_cityscapes.PROTOCOLS[protocol], f"{name[:-2]} evaluation"
+        size = recorded[f"{evaluation}/size_hw"].tolist()
+        scores = predict(model, image, size, heads=way.heads, interpolation=way.interpolation)
+    np.testing.assert_array_equal(scores.argmax(1)[0], recorded[f"{evaluation}/argmax"])
+    if protocol == "clan-paddle":
+        expected = recorded[f"{evaluation}/scores_sub"]
+        np.testing.assert_allclose(scores[..., ::7, ::7], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     written = tmp_path / "out.pdparams"
     convert_checkpoint.main(convert_checkpoint.get_arguments([str(path), str(written), "--to", "paddle"]))
     back = read_pdparams(written)
@@ -111,6 +110,61 @@ def test_a_bias_without_its_norm_is_refused():
     assert from_paddle(given).tensors["layer1.0.downsample.1.running_mean"].tolist() == [0, 0, 0]
     with pytest.raises(WeightsError, match="x.pdparams: layer1.0.downsample.0.bias cannot be folded"):
         from_paddle({"layer1.0.downsample.0.bias": np.ones(3, np.float32)}, "x.pdparams")
+
+
+# Evaluation
+
+
+def evaluate(*arguments):
+    common = ("--input-size", "96,48", "--num-workers", "0", "--device", "cpu", "--save", "none")
+    return evaluate_cityscapes.main(evaluate_cityscapes.get_arguments([*common, *map(str, arguments)]))
+
+
+def test_miou_13_is_what_the_reproduction_prints():
+    """Six of the 19 IoUs set to 0, the sum of all divided by 13; an absent class counts 0 too."""
+    assert MIOU_13 == "IoUs of wall, fence, pole, terrain, truck, train set to 0, sum / 13"
+    matrix = np.random.default_rng(0).integers(0, 100, (19, 19))
+    iou = iou_per_class(matrix)
+    iou[[3, 4, 5, 9, 14, 16]] = 0
+    result = scores(matrix, with_miou_13=True)
+    assert result["miou_13"] == pytest.approx(iou.sum() / 13) == pytest.approx(miou_13(matrix, CITYSCAPES))
+    assert f"===> mIoU-13: {round(100 * iou.sum() / 13, 2)} ({MIOU_13})" in table(result).splitlines()
+    assert "miou_13" not in scores(matrix) and "mIoU-13" not in table(scores(matrix))
+    matrix[0], matrix[:, 0] = 0, 0
+    iou = np.nan_to_num(iou_per_class(matrix))
+    iou[[3, 4, 5, 9, 14, 16]] = 0
+    assert miou_13(matrix, CITYSCAPES) == pytest.approx(iou.sum() / 13)
+    assert miou_13(np.eye(13, dtype=int), class_set(13)) == 1
+    assert miou_13(np.eye(2, dtype=int), ClassSet(("road", "field"), ((0, 0, 0), (1, 1, 1)))) is None
+
+
+def test_clans_files_are_scored_as_its_reproduction_does(mini_data, tmp_path, capsys):
+    network = build_model("MiniResNet18Twin")
+    filled(network)
+    write_pdparams(tmp_path / "SYS_2.pdparams", to_paddle(network))
+    common = ("--restore-from", tmp_path / "SYS_2.pdparams", "--data-dir", mini_data / "Cityscapes")
+    (figures,) = evaluate(*common, "--csv", tmp_path / "a.csv").values()
+    printed = capsys.readouterr().out
+    assert "protocol clan-paddle: input (96, 48)" in printed
+    assert f"===> mIoU-13: {percent(figures['miou_13'])} ({MIOU_13})" in printed
+    assert (tmp_path / "a.csv").read_text().startswith("checkpoint,mIoU,road") and "mIoU-13" in (tmp_path / "a.csv").read_text()
+    (bilinear,) = evaluate(*common, "--protocol", "clan").values()
+    assert "miou_13" not in bilinear and "mIoU-13" not in capsys.readouterr().out
+    assert bilinear["iou"] != figures["iou"]
+
+
+def test_the_reproductions_folders(mini_data, tmp_path):
+    """What their training leaves: snapshots, discriminators, states of optimizers, and CLAN's last one called .pth."""
+    arrays = to_paddle(build_model("MiniResNet18Twin"))
+    for name in ("GTA5_2000.pdparams", "GTA5_4000.pdparams", "GTA5_latest.pdparams"):
+        write_pdparams(tmp_path / name, arrays)
+    (tmp_path / "GTA5_6000.pth").write_bytes((tmp_path / "GTA5_2000.pdparams").read_bytes())
+    for name in ("GTA5_2000_D", "GTA5_2000_D1", "GTA5_latest_optimizer", "GTA5_latest_D2_optimizer"):
+        (tmp_path / f"{name}.pdparams").write_bytes(b"no network")
+    found = [os.path.basename(path) for path in evaluate_cityscapes.find_checkpoints(str(tmp_path))]
+    assert found == ["GTA5_2000.pdparams", "GTA5_4000.pdparams", "GTA5_6000.pth", "GTA5_latest.pdparams"]
+    results = evaluate("--restore-from", tmp_path, "--data-dir", mini_data / "Cityscapes")
+    assert list(results) == [name.split(".")[0] for name in found]
 
 
 # The files

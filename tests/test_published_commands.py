@@ -2,6 +2,7 @@
 statistics, evaluation and IoU to their figures. (CLAN's two bulk scripts have no flags; here they want a folder.)"""
 
 import json
+import os
 import shlex
 import shutil
 
@@ -18,6 +19,8 @@ import train_fada
 import train_maxsquare
 import train_source
 from model import build_model
+from model.checkpoint_formats import to_paddle
+from model.paddle import write_pdparams
 from scripts import class_statistics, spatial_prior
 
 MODULES = {
@@ -80,6 +83,54 @@ def test_it_counts(script, command, mini_data, tmp_path, monkeypatch):
 EVALUATORS = ("evaluate_cityscapes.py", "compute_iou.py")
 
 
+def on_mini_data(words, weights, mini_data, tmp_path):
+    """The flags of an evaluation with weights, data and device replaced."""
+    args = evaluate_cityscapes.get_arguments(words)
+    return args.with_values(
+        restore_from=str(weights),
+        data_dir=str(mini_data / "Cityscapes"),
+        input_size=(64, 32),
+        save=str(tmp_path / "result"),
+        device="cpu",
+        gpu=None,
+        num_workers=0,
+    )
+
+
+def iou_of_predictions(command, mini_data, tmp_path):
+    """What a published IoU command says of the predictions in `tmp_path`."""
+    args = compute_iou.get_arguments(shlex.split(command))
+    folders = {"gt_dir": str(mini_data / "Cityscapes/gtFine/val"), "pred_dir": [str(tmp_path / "result")]}
+    (result,) = compute_iou.main(type(args)(**{**vars(args), **folders})).values()
+    return result
+
+
+# Both READMEs of the reproductions in PaddlePaddle; AdaptSegNet's has the original's commands, for files of its own.
+PADDLE_NETWORKS = {"GTA2Cityscapes": "MiniResNet18", "result/cityscapes": "MiniResNet18", "SYS2": "MiniResNet18Twin"}
+OF_PADDLE = [
+    (network, script, command)
+    for script, command in COMMANDS
+    for part, network in PADDLE_NETWORKS.items()
+    if script in EVALUATORS and part in command
+]
+
+
+@pytest.mark.parametrize("network, script, command", OF_PADDLE)
+def test_it_evaluates_files_of_paddle(network, script, command, mini_data, tmp_path, capsys):
+    words = shlex.split(command) if script == "evaluate_cityscapes.py" else ["--restore-from", "SYS_100000.pdparams"]
+    args = evaluate_cityscapes.get_arguments(words)
+    weights = tmp_path / os.path.basename(args.restore_from)
+    write_pdparams(weights, to_paddle(build_model(args.model or network)))
+    (figures,) = evaluate_cityscapes.main(on_mini_data(words, weights, mini_data, tmp_path)).values()
+    printed = capsys.readouterr().out
+    twin = network == "MiniResNet18Twin"
+    assert "PaddlePaddle's parameters" in printed and ("mIoU-13" in printed) == ("miou_13" in figures) == twin
+    assert f"protocol {'clan-paddle' if twin else 'adaptsegnet'}: input (64, 32)" in printed
+    if script == "compute_iou.py":
+        figures.pop("miou_13", None)
+        assert iou_of_predictions(command, mini_data, tmp_path) == figures
+
+
 @pytest.mark.parametrize("script, command", [pair for pair in COMMANDS if pair[0] in EVALUATORS])
 def test_it_evaluates(script, command, mini_data, tmp_path, capsys):
     """The published evaluation commands on files of their kind, and predictions through the published IoU commands."""
@@ -93,13 +144,8 @@ def test_it_evaluates(script, command, mini_data, tmp_path, capsys):
         assert (args.input_size, args.save) == ((2048, 1024), "none")
         protocol = "fada"
     torch.save(state, tmp_path / "weights.pth")
-    small = {"restore_from": str(tmp_path / "weights.pth"), "data_dir": str(mini_data / "Cityscapes"), "input_size": (64, 32)}
-    small |= {"save": str(tmp_path / "result"), "device": "cpu", "gpu": None, "num_workers": 0}
-    results = evaluate_cityscapes.main(args.with_values(**small))
+    results = evaluate_cityscapes.main(on_mini_data(words, tmp_path / "weights.pth", mini_data, tmp_path))
     assert f"protocol {protocol}: input (64, 32), flip {'--flip' in words}" in capsys.readouterr().out
     assert len(list((tmp_path / "result").glob("*_color.png"))) == 3
     if script == "compute_iou.py":
-        args = compute_iou.get_arguments(shlex.split(command))
-        folders = {"gt_dir": str(mini_data / "Cityscapes/gtFine/val"), "pred_dir": [str(tmp_path / "result")]}
-        (result,) = compute_iou.main(type(args)(**{**vars(args), **folders})).values()
-        assert result == results["weights"]
+        assert iou_of_predictions(command, mini_data, tmp_path) == results["weights"]

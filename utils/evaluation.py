@@ -25,6 +25,7 @@ def predict(
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
     average: str = "probabilities",
+    interpolation: str = "bilinear",
 ) -> Tensor:
     """Scores (N,C,H,W) of images at output `size` (H,W): their argmax is the prediction.
 
@@ -35,19 +36,22 @@ def predict(
         heads: "last" (the main classifier) or "sum" (the classifiers' logits added, as CLAN does); default: the network's own.
         scales: factors of the input size.
         average: "probabilities" or "logits" (CRST).
+        interpolation: of the logits, "bilinear" or "bicubic" (CLAN's reproduction in PaddlePaddle).
     """
     if not flip and tuple(scales) == (1.0,):
-        return upsample(_logits(model, images, heads), size)
+        return upsample(_logits(model, images, heads), size, interpolation)
     vote: Callable[[Tensor], Tensor] = partial(F.softmax, dim=1) if average == "probabilities" else torch.nn.Identity()
     if not images.is_floating_point():
         images = model.normalize(images)  # before resizing, so that nothing is rounded
-    votes = []
-    for scale in scales:
-        scaled = images if scale == 1.0 else _rescale(images, scale)
-        votes.append(vote(upsample(_logits(model, scaled, heads), size)))
-        if flip:
-            votes.append(vote(upsample(_logits(model, scaled.flip(-1), heads), size)).flip(-1))
-    return reduce(torch.add, votes) / len(votes)
+
+    def votes() -> Iterator[Tensor]:
+        for scale in scales:
+            scaled = images if scale == 1.0 else _rescale(images, scale)
+            yield vote(upsample(_logits(model, scaled, heads), size, interpolation))
+            if flip:
+                yield vote(upsample(_logits(model, scaled.flip(-1), heads), size, interpolation)).flip(-1)
+
+    return reduce(torch.add, votes()) / (len(scales) * (2 if flip else 1))
 
 
 @torch.inference_mode()

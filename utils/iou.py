@@ -20,6 +20,10 @@ from .files import make_parent, write_bytes, write_json
 SUBSET_OF_MATRIX = "subset of the full confusion matrix"
 OTHERS_REMOVED = "other classes' pixels removed first"
 
+# The classes that "mIoU-13" of CLAN's reproduction in PaddlePaddle leaves out, and what it says of itself.
+LEFT_OUT_OF_13 = [name for name in CLASS_SETS[19].names if name not in CLASS_SETS[13].names]
+MIOU_13 = f"IoUs of {', '.join(LEFT_OUT_OF_13)} set to 0, sum / 13"
+
 
 def iou_per_class(matrix: ArrayLike, absent: float = math.nan) -> np.ndarray:
     """(C,) float64 intersection over union; `absent` for a class that neither occurs nor is predicted."""
@@ -34,7 +38,17 @@ def mean_iou(matrix: ArrayLike, absent: float = math.nan) -> float:
     return _mean(iou_per_class(matrix, absent))
 
 
-def scores(matrix: ArrayLike, classes: ClassSet | None = None, absent: float = math.nan) -> dict[str, Any]:
+def miou_13(matrix: ArrayLike, classes: ClassSet) -> float | None:
+    """The sum of the 13 classes' IoUs / 13, an absent class counting 0; None where some of the 13 are none of `classes`."""
+    if not set(CLASS_SETS[13].names) <= set(classes.names):
+        return None
+    members = [classes.names.index(name) for name in CLASS_SETS[13].names]
+    return float(iou_per_class(matrix, absent=0.0)[members].sum()) / 13
+
+
+def scores(
+    matrix: ArrayLike, classes: ClassSet | None = None, absent: float = math.nan, with_miou_13: bool = False
+) -> dict[str, Any]:
     """What a confusion matrix says, as a JSON-able dict of fractions (None for absent classes).
 
     `iou` per class, `miou` over all of them, and for each smaller published set of classes its mIoU under both
@@ -43,6 +57,7 @@ def scores(matrix: ArrayLike, classes: ClassSet | None = None, absent: float = m
     Args:
         classes: of the matrix (default: the published set of its size).
         absent: as in `mean_iou`.
+        with_miou_13: add `miou_13`, see the function of this name.
     """
     matrix = np.asarray(matrix)
     classes = class_set(len(matrix)) if classes is None else classes
@@ -59,6 +74,7 @@ def scores(matrix: ArrayLike, classes: ClassSet | None = None, absent: float = m
         "miou": _none_if_nan(_mean(iou)),
         "iou": {name: _none_if_nan(value) for name, value in zip(classes.names, iou.tolist(), strict=True)},
         "subsets": subsets,
+        **({"miou_13": miou_13(matrix, classes)} if with_miou_13 else {}),
     }
 
 
@@ -66,6 +82,8 @@ def table(result: Mapping[str, Any]) -> str:
     """`scores(...)` as the text that the originals print, followed by the smaller sets with their protocol."""
     lines = [f"===>{ORIGINAL_NAMES.get(name, name)}:\t{percent(value)}" for name, value in result["iou"].items()]
     lines.append(f"===> mIoU: {percent(result['miou'])}")
+    if "miou_13" in result:
+        lines.append(f"===> mIoU-13: {percent(result['miou_13'])} ({MIOU_13})")
     for size, by_protocol in result["subsets"].items():
         lines += [f"mIoU of {size} classes ({protocol}): {percent(value)}" for protocol, value in by_protocol.items()]
     return "\n".join(lines)
@@ -94,6 +112,7 @@ def write_results(
 
 def _row(result: Mapping[str, Any]) -> dict[str, float | None]:
     row = {"mIoU": result["miou"], **result["iou"]}
+    row |= {"mIoU-13": result["miou_13"]} if "miou_13" in result else {}
     for size, by_protocol in result["subsets"].items():
         row |= {f"mIoU of {size} classes ({protocol})": value for protocol, value in by_protocol.items()}
     return row
