@@ -17,10 +17,15 @@ Level 1 is the classifier on layer 3, level 2 (lambda_seg = 1) the one on layer 
     LS-GAN        python train_adaptsegnet.py --snapshot-dir ./snapshots/GTA2Cityscapes_single_lsgan \\
                       --lambda-seg 0.0 --lambda-adv-target1 0.0 --lambda-adv-target2 0.01 --gan LS
 
+With the settings of its reproduction in PaddlePaddle (docs/adaptsegnet.md), where no flag says otherwise: --protocol paddle.
 Several GPUs: torchrun --nproc-per-node N train_adaptsegnet.py ... (the batch size is per process).
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,10 +43,40 @@ from utils.optimizers import discriminator_optimizer, poly, segmentation_optimiz
 from utils.parser import Flags, Parser, not_negative, positive
 from utils.plan import plan_steps
 from utils.run import Run
-from utils.starting_weights import restore, restore_discriminators
+from utils.starting_weights import INITIALISATION, restore, restore_discriminators
 
 DOMAINS = {"source": 0, "target": 1}  # what the discriminators answer
 SUFFIX = {1: "_low", 2: ""}  # of the losses of a level
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What differs between the original program and its reproduction in PaddlePaddle.
+
+    Attributes:
+        defaults: of flags.
+        usual_weights: the name of the file of starting weights.
+        head_multiplier: the classifiers' learning rate as a multiple of the trunk's (None: the network's own).
+        last_rate: what the poly schedule of G and D ends at.
+    """
+
+    defaults: Mapping[str, Any]
+    usual_weights: str
+    head_multiplier: float | None
+    last_rate: float
+
+
+PROTOCOLS = {
+    "original": Protocol(
+        defaults=MappingProxyType({"updates": "published"}), usual_weights=INITIALISATION, head_multiplier=None, last_rate=0.0
+    ),
+    "paddle": Protocol(
+        defaults=MappingProxyType({"updates": "clean"}),
+        usual_weights=INITIALISATION.replace(".pth", ".pdparams"),
+        head_multiplier=1.0,
+        last_rate=1e-4,  # Paddle's own default
+    ),
+}
 
 
 def get_arguments(arguments: list[str] | None = None) -> Flags:
@@ -51,6 +86,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     flags.add_network_flags(parser, model="DeepLab")
     flags.add_optimization_flags(parser, num_steps=250000, num_steps_stop=150000, save_pred_every=5000)
     group = parser.add_argument_group("AdaptSegNet")
+    group.add_argument("--protocol", choices=PROTOCOLS, default="original", help="whose settings: the authors' or Paddle's")
     group.add_argument("--iter-size", type=positive, default=1, help="sub-iterations whose gradients are accumulated")
     group.add_argument("--gan", choices=("Vanilla", "LS"), default="Vanilla", help="loss of the discriminators")
     group.add_argument("--lambda-seg", type=float, default=0.1, help="weight of level 1's segmentation loss (level 2: 1)")
@@ -59,7 +95,13 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     group.add_argument("--learning-rate-D", type=not_negative, default=1e-4, help="of the discriminators")
     group.add_argument("--restore-discriminator", metavar="D1,D2", help="weights of the discriminators, comma-separated")
     parser.add_switch("--random-mirror", group=group, help="mirror images at random (the original ignores this flag)")
-    return flags.complete(parser.parse_args(arguments), usual_stop=150000)
+    parser.describe(
+        learning_rate="of the trunk; classifiers have 10 times that (paddle: the same)",
+        updates=f"{flags.UPDATES} (default published; paddle: clean)",
+    )
+    parser.set_defaults(**dict.fromkeys(PROTOCOLS["original"].defaults))
+    args = parser.parse_args(arguments)
+    return flags.complete(flags.with_defaults(args, **PROTOCOLS[args.protocol].defaults), usual_stop=150000)
 
 
 def adversarial_loss(domain_logits: Tensor, domain: int, gan: str) -> Tensor:
@@ -76,7 +118,7 @@ def adversarial_loss(domain_logits: Tensor, domain: int, gan: str) -> Tensor:
 
 
 def main(args: Flags) -> None:
-    device = set_up(args)
+    device, protocol = set_up(args), PROTOCOLS[args.protocol]
     classes = flags.classes_of(args)
     plan = plan_steps(args, classes)
 
@@ -92,13 +134,13 @@ def main(args: Flags) -> None:
     D = {level: OutputDiscriminator(len(classes)) for level in (1, 2)[-len(G.head_names) :]}
     lambda_seg = {1: args.lambda_seg, 2: 1.0}
     lambda_adv = {1: args.lambda_adv_target1, 2: args.lambda_adv_target2}
-    restore(G, args.restore_from)
+    restore(G, args.restore_from, protocol.usual_weights)
     restore_discriminators(list(D.values()), args.restore_discriminator)
     for network in (G, *D.values()):
         prepare(network, args, device).train()
 
     # Optimizers
-    groups = G.parameter_groups()
+    groups = G.parameter_groups(protocol.head_multiplier)
     optimizers = {"G": segmentation_optimizer(groups, args.updates, args.learning_rate, args.momentum, args.weight_decay)}
     for level, network in D.items():
         optimizers[f"D{level}"] = discriminator_optimizer(network.parameters(), args.updates, args.learning_rate_D)
@@ -111,7 +153,8 @@ def main(args: Flags) -> None:
 
     for step in run.steps():
         rate_G, rate_D = (
-            poly(rate, step, plan.schedule_steps, args.power) for rate in (args.learning_rate, args.learning_rate_D)
+            poly(rate, step, plan.schedule_steps, args.power, protocol.last_rate)
+            for rate in (args.learning_rate, args.learning_rate_D)
         )
         run.start_step(G=rate_G, D=rate_D)
         losses: dict[str, Tensor | float] = defaultdict(float)

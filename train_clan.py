@@ -15,30 +15,40 @@ Until the learning rate has warmed up, M is left out (plain BCE). damping falls 
     GTA5      python train_clan.py --snapshot-dir ./snapshots/GTA2Cityscapes
     SYNTHIA   python train_clan.py --snapshot-dir ./snapshots/SYN2Cityscapes --source SYNTHIA
 
+With the settings of its reproduction in PaddlePaddle (docs/clan.md), where no flag says otherwise: --protocol paddle.
 To go on from a snapshot with its discriminator: --restore-from GTA5_N.pth --restore-discriminator GTA5_N_D.pth.
 Several GPUs: torchrun --nproc-per-node N train_clan.py ... (the batch size is per process).
 """
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dataset.transforms import Compose, RandomImageScale, RandomMirror, Resize
+from dataset.transforms import Compose, ImageScale, RandomImageScale, RandomMirror, Resize, Transform
 from model import OutputDiscriminator, build_model, upsample
 from utils import distributed, flags
 from utils.device import prepare, set_up
 from utils.domains import source_loader, target_loader, target_val_loader
 from utils.errors import exit_with_message
-from utils.losses import IGNORED, mean_over_labelled
+from utils.losses import IGNORED, cross_entropy, mean_over_labelled
 from utils.old_names import OLD_NAMES
 from utils.optimizers import discriminator_optimizer, poly, segmentation_optimizer
 from utils.parser import Flags, Parser, not_negative
 from utils.plan import plan_steps
 from utils.run import Run
-from utils.starting_weights import restore, restore_discriminators
+from utils.starting_weights import INITIALISATION, restore, restore_discriminators
 
 SOURCE, TARGET = 0, 1
 LAMBDA_LOCAL = {"synthia": 10.0}  # 40 for every other source
+
+# Help that takes more than a line.
+RANDOM_SCALE = "resize images to 0.8, 1 or 1.1 times the input size (paddle: always to 1.5 times); labels have the input size"
 
 
 def get_arguments(arguments: list[str] | None = None) -> Flags:
@@ -48,20 +58,28 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     flags.add_network_flags(parser, model="ResNet")
     flags.add_optimization_flags(parser, num_steps=100000, num_steps_stop=None, save_pred_every=2000)
     group = parser.add_argument_group("CLAN")
+    group.add_argument("--protocol", choices=PROTOCOLS, default="original", help="whose settings: the authors' or Paddle's")
     group.add_argument("--lambda-weight", type=float, default=0.01, help="weight of the weight discrepancy loss")
     group.add_argument("--lambda-adv", type=float, default=0.001, help="weight of the adversarial loss")
     group.add_argument("--lambda-local", type=float, help="how much disagreement adds to it (default 40; SYNTHIA 10)")
     group.add_argument("--epsilon", type=float, default=0.4, help="what is left of it without disagreement")
     group.add_argument("--preheat-steps", type=int, metavar="N", help="warm-up (default: a twentieth of --num-steps-stop)")
-    group.add_argument("--learning-rate-D", type=not_negative, default=1e-4, help="of the discriminator")
+    group.add_argument("--learning-rate-D", type=not_negative, help="of the discriminator (default 1e-4; paddle 1e-3)")
     group.add_argument("--restore-discriminator", metavar="FILE", help="weights of the discriminator")
-    parser.add_switch("--random-scale", group=group, default=True, help="resize images to 0.8, 1 or 1.1 times the input size")
+    parser.add_switch("--random-scale", group=group, default=True, help=RANDOM_SCALE)
     parser.add_switch("--random-mirror", group=group, default=True, help="mirror every second image")
-    args = flags.complete(parser.parse_args(arguments))
-    return args.with_values(
-        lambda_local=LAMBDA_LOCAL.get(args.source, 40.0) if args.lambda_local is None else args.lambda_local,
-        preheat_steps=args.num_steps_stop // 20 if args.preheat_steps is None else args.preheat_steps,
+    parser.describe(
+        source="data set to learn from (default gta5; paddle synthia)",
+        batch_norm=f"{flags.BATCH_NORM} (default frozen-affine; paddle train, but for the stem's scale and shift)",
+        learning_rate="of the trunk; classifiers have 10 times that (default 2.5e-4; paddle 2.5e-3 for both)",
+        updates=f"{flags.UPDATES} (default published; paddle clean)",
     )
+    parser.set_defaults(**dict.fromkeys(PROTOCOLS["original"].defaults))
+    args = parser.parse_args(arguments)
+    protocol = PROTOCOLS[args.protocol]
+    args = flags.with_defaults(args, **protocol.defaults)
+    args = flags.complete(flags.with_defaults(args, input_size=protocol.source_sizes.get(args.source)))
+    return flags.with_defaults(args, lambda_local=LAMBDA_LOCAL.get(args.source, 40.0), preheat_steps=args.num_steps_stop // 20)
 
 
 def focal_loss(logits: Tensor, label: Tensor) -> Tensor:
@@ -106,6 +124,61 @@ def adversarial_loss(
     return (pixels * (epsilon + lambda_local * weight)).mean()
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """What differs between the original program and its reproduction in PaddlePaddle.
+
+    Attributes:
+        defaults: of flags.
+        source_sizes: {source: --input-size}, where it is another one than usual.
+        usual_weights: the name of the file of starting weights.
+        image_scale: from the input size (W,H) to the transform that --random-scale turns on.
+        stem_norm_fixed: scale and shift of the stem's norm are not trained, whatever --batch-norm says.
+        head_multiplier: the classifiers' learning rate as a multiple of the trunk's (None: the network's own).
+        segmentation_loss: of each classifier, from logits (N,C,H,W) and label (N,H,W).
+    """
+
+    defaults: Mapping[str, Any]
+    source_sizes: Mapping[str, tuple[int, int]]
+    usual_weights: str
+    image_scale: Callable[[tuple[int, int]], Transform]
+    stem_norm_fixed: bool
+    head_multiplier: float | None
+    segmentation_loss: Callable[[Tensor, Tensor], Tensor]
+
+
+PROTOCOLS = {
+    "original": Protocol(
+        defaults=MappingProxyType(
+            {
+                "source": "gta5",
+                "learning_rate": 2.5e-4,
+                "learning_rate_D": 1e-4,
+                "updates": "published",
+                "batch_norm": "frozen-affine",
+            }
+        ),
+        source_sizes=MappingProxyType({}),
+        usual_weights=INITIALISATION,
+        image_scale=RandomImageScale,
+        stem_norm_fixed=False,
+        head_multiplier=None,
+        segmentation_loss=focal_loss,
+    ),
+    "paddle": Protocol(
+        defaults=MappingProxyType(
+            {"source": "synthia", "learning_rate": 2.5e-3, "learning_rate_D": 1e-3, "updates": "clean", "batch_norm": "train"}
+        ),
+        source_sizes=MappingProxyType({"synthia": (1024, 512)}),
+        usual_weights="pretrained.pdparams",
+        image_scale=partial(ImageScale, factor=1.5),
+        stem_norm_fixed=True,
+        head_multiplier=1.0,
+        segmentation_loss=cross_entropy,
+    ),
+}
+
+
 def rate_at(base: float, step: int, args: Flags) -> float:
     """Linear warm-up from 0 over --preheat-steps, then the poly schedule."""
     if step < args.preheat_steps:
@@ -114,7 +187,7 @@ def rate_at(base: float, step: int, args: Flags) -> float:
 
 
 def main(args: Flags) -> None:
-    device = set_up(args)
+    device, protocol = set_up(args), PROTOCOLS[args.protocol]
     classes = flags.classes_of(args)
     plan = plan_steps(args, classes)
 
@@ -126,13 +199,15 @@ def main(args: Flags) -> None:
     # Networks: G with twin classifiers, one discriminator
     G = build_model(args.model, len(classes), aspp_branches=args.aspp_branches or 4, batch_norm=args.batch_norm, heads="twin")
     D = OutputDiscriminator(len(classes))
-    restore(G, args.restore_from)
+    if protocol.stem_norm_fixed:
+        G.freeze_stem_norm()
+    restore(G, args.restore_from, protocol.usual_weights)
     restore_discriminators([D], args.restore_discriminator)
     for network in (G, D):
         prepare(network, args, device).train()
 
     # Optimizers
-    groups = G.parameter_groups()
+    groups = G.parameter_groups(protocol.head_multiplier)
     optimizer_G = segmentation_optimizer(groups, args.updates, args.learning_rate, args.momentum, args.weight_decay)
     optimizer_D = discriminator_optimizer(D.parameters(), args.updates, args.learning_rate_D)
 
@@ -154,7 +229,7 @@ def main(args: Flags) -> None:
         source = run.next(source_batches)
         with run.autocast():
             pred_source = [upsample(logits, source_size) for logits in parallel_G(source["image"])]
-            loss_seg = sum(focal_loss(pred, source["label"]) for pred in pred_source)
+            loss_seg = sum(protocol.segmentation_loss(pred, source["label"]) for pred in pred_source)
         run.backward(loss_seg)
 
         # ... with target, more strongly where its two classifiers disagree, and keep these different
@@ -188,8 +263,8 @@ def main(args: Flags) -> None:
 
 
 def augmentation(args: Flags, size: tuple[int, int]) -> Compose:
-    """Random scale of the image alone, then mirroring, as in the original."""
-    resize = RandomImageScale(size) if args.random_scale else Resize(size)
+    """The protocol's scale of the image alone, then mirroring."""
+    resize = PROTOCOLS[args.protocol].image_scale(size) if args.random_scale else Resize(size)
     return Compose([resize, *([RandomMirror()] if args.random_mirror else [])])
 
 

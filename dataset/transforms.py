@@ -70,21 +70,34 @@ class RandomMirror:
         return image, label
 
 
-class RandomImageScale:
-    """CLAN's scaling: resize the image to 1.1, 0.8 or 1 times (W,H) with probability 0.3, 0.3, 0.4; the label to (W,H).
+class ImageScale:
+    """Resize the image to `factor` times (W,H), the label to (W,H).
 
-    The logits are upsampled to (W,H), so this varies the resolution of the input. One draw for the whole batch, whose images
-    need one size (with batch size 1 that is the original).
+    The logits are upsampled to (W,H), so this changes the resolution of the input.
+    """
+
+    def __init__(self, size: tuple[int, int], factor: float) -> None:
+        self.width, self.height = size
+        self.factor = factor
+
+    def __call__(self, image: Tensor, label: Tensor | None, rng: Random, batch_rng: Random) -> Sample:
+        scaled = int(self.height * self.factor), int(self.width * self.factor)
+        return resize_image(image, scaled), resize_label(label, (self.height, self.width))
+
+
+class RandomImageScale:
+    """CLAN's scaling: `ImageScale` by 1.1, 0.8 or 1 with probability 0.3, 0.3, 0.4.
+
+    One draw for the whole batch, whose images need one size (with batch size 1 that is the original).
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
-        self.width, self.height = size
+        self.size = size
 
     def __call__(self, image: Tensor, label: Tensor | None, rng: Random, batch_rng: Random) -> Sample:
         draw = batch_rng.random()
         factor = 1.1 if draw > 0.7 else 0.8 if draw < 0.3 else 1
-        size = int(self.height * factor), int(self.width * factor)
-        return resize_image(image, size), resize_label(label, (self.height, self.width))
+        return ImageScale(self.size, factor)(image, label, rng, batch_rng)
 
 
 class RandomBlur:

@@ -182,6 +182,11 @@ def complete_label_flags(args: Namespace) -> Flags:
     return Flags(**vars(args)).with_values(source=source, data_dir=args.data_dir or record.root, num_classes=num_classes)
 
 
+def with_defaults(args: Namespace, **values: Any) -> Flags:
+    """The flags with these values where none are given."""
+    return Flags(**vars(args)).with_values(**{name: value for name, value in values.items() if getattr(args, name) is None})
+
+
 def complete(args: Namespace, usual_stop: int | None = None) -> Flags:
     """Fill in what depends on the data sets (roots, sizes, number of classes) and on other flags, and freeze it all.
 

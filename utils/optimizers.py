@@ -95,8 +95,8 @@ def adam(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
     return optimizer
 
 
-def poly(base: float, step: int, num_steps: int, power: float) -> float:
-    """The poly schedule: base * (1 - step / num_steps) ^ power.
+def poly(base: float, step: int, num_steps: int, power: float, end: float = 0.0) -> float:
+    """The poly schedule: end + (base - end) * (1 - step / num_steps) ^ power. Only PaddlePaddle's does not end at 0.
 
     Raises:
         RunError: the step is beyond the schedule.
@@ -105,7 +105,7 @@ def poly(base: float, step: int, num_steps: int, power: float) -> float:
         raise RunError(
             f"step {step} is beyond --num-steps {num_steps}, where the rate reached 0; --num-steps-stop is too large"
         )
-    return base * (1 - step / num_steps) ** power
+    return end + (base - end) * (1 - step / num_steps) ** power
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
