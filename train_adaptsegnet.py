@@ -48,6 +48,9 @@ from utils.starting_weights import INITIALISATION, restore, restore_discriminato
 DOMAINS = {"source": 0, "target": 1}  # what the discriminators answer
 SUFFIX = {1: "_low", 2: ""}  # of the losses of a level
 
+# Help that takes more than a line.
+PROTOCOL = "whose settings, where no flag says otherwise: the authors', or those of their reproduction in PaddlePaddle"
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -86,7 +89,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     flags.add_network_flags(parser, model="DeepLab")
     flags.add_optimization_flags(parser, num_steps=250000, num_steps_stop=150000, save_pred_every=5000)
     group = parser.add_argument_group("AdaptSegNet")
-    group.add_argument("--protocol", choices=PROTOCOLS, default="original", help="whose settings: the authors' or Paddle's")
+    group.add_argument("--protocol", choices=PROTOCOLS, default="original", help=PROTOCOL)
     group.add_argument("--iter-size", type=positive, default=1, help="sub-iterations whose gradients are accumulated")
     group.add_argument("--gan", choices=("Vanilla", "LS"), default="Vanilla", help="loss of the discriminators")
     group.add_argument("--lambda-seg", type=float, default=0.1, help="weight of level 1's segmentation loss (level 2: 1)")
@@ -96,8 +99,10 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     group.add_argument("--restore-discriminator", metavar="D1,D2", help="weights of the discriminators, comma-separated")
     parser.add_switch("--random-mirror", group=group, help="mirror images at random (the original ignores this flag)")
     parser.describe(
+        restore_from=f"{flags.RESTORE_FROM}; with --protocol paddle the same file for Paddle",
         learning_rate="of the trunk; classifiers have 10 times that (paddle: the same)",
-        updates=f"{flags.UPDATES} (default published; paddle: clean)",
+        num_steps="where the poly schedule reaches 0 (paddle: 1e-4)",
+        updates=f"{flags.UPDATES} (default published; paddle clean)",
     )
     parser.set_defaults(**dict.fromkeys(PROTOCOLS["original"].defaults))
     args = parser.parse_args(arguments)

@@ -211,6 +211,9 @@ def test_four_steps_run_and_resume_exactly(method, mini_data, tmp_path):
     rows = train(script, mini_data, tmp_path / "whole", "--num-steps-stop", "4", *more)
     train(script, mini_data, tmp_path / "parts", "--num-steps-stop", "2", *more)
     train(script, mini_data, tmp_path / "parts", "--num-steps-stop", "4", "--resume", *more)
+    with pytest.raises(ValueError, match="--protocol paddle .now original."):
+        other = ["--protocol", "original", "--source", name]
+        train(script, mini_data, tmp_path / "parts", "--num-steps-stop", "4", "--resume", *other, *more)
     files = sorted(path.name for path in (tmp_path / "whole").glob(f"{name}_4*.pth"))
     assert files == sorted(f"{name}_4{suffix}.pth" for suffix in ({"clan": ("", "_D")}.get(method, ("", "_D1", "_D2"))))
     for file in files:
