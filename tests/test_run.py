@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ import train_source
 from dataset.loader import LoaderStateError
 from model import read_weights
 from utils import state
+from utils.device import choose
+from utils.errors import RunError
 from utils.run import NotFiniteError, Run
 from utils.state import StateError, load_state, predecessor
 
@@ -187,6 +191,78 @@ def test_an_infinite_loss_stops_the_run_and_keeps_the_last_good_state(mini_data,
     saved, _ = load_state(str(tmp_path / "state.pth"))
     assert saved["next_step"] == 2
     assert all(value.isfinite().all() for value in saved["networks"][""].values())
+
+
+def infinite_gradients(monkeypatch, steps, of="D1"):
+    """Make the gradients of one optimizer infinite in these steps, counted from 0, as a too high loss scale does."""
+    update, count = Run.update, []
+
+    def update_after_overflow(self, *optimizers):
+        if len(count) in steps:
+            for parameter in self.optimizers[of].param_groups[0]["params"]:
+                parameter.grad.fill_(torch.inf)
+        count.append(1)
+        update(self, *optimizers)
+
+    monkeypatch.setattr(Run, "update", update_after_overflow)
+    # A scale that is not too high by itself.
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=1.0))
+
+
+def test_an_infinite_gradient_skips_one_optimizer_with_fp16(mini_data, tmp_path, monkeypatch):
+    infinite_gradients(monkeypatch, {0, 2})
+    adapt(mini_data, tmp_path, "--amp", "fp16", "--num-steps-stop", "3", steps=3)
+    rows = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
+    assert rows[-1]["skipped_updates"] == 2
+    saved, _ = load_state(str(tmp_path / "state.pth"))
+    steps = {name: {int(value["step"]) for value in saved["optimizers"][name]["state"].values()} for name in ("D1", "D2")}
+    assert steps == {"D1": {1}, "D2": {3}}
+    assert saved["skipped"] == {"updates": 2, "steps_in_a_row": 1}
+
+
+def test_an_infinite_loss_is_survived_only_with_fp16_and_only_without_a_trace(mini_data, tmp_path, monkeypatch):
+    original = train_source.cross_entropy
+    calls = []
+
+    def infinite_once(logits, label):
+        calls.append(1)
+        return original(logits, label) * (torch.inf if len(calls) == 2 else 1)
+
+    def train(directory, amp):
+        calls.clear()
+        one_domain = ("--data-dir-target", "--input-size-target")
+        arguments = flags(mini_data, directory, "--amp", amp, steps=4)
+        arguments = [a for i, a in enumerate(arguments) if not {a, arguments[i - 1]} & set(one_domain)]
+        train_source.main(train_source.get_arguments(arguments))
+
+    monkeypatch.setattr(train_source, "cross_entropy", infinite_once)
+    train(tmp_path / "fp16", "fp16")
+    rows = [json.loads(line) for line in open(tmp_path / "fp16/metrics.jsonl")]
+    assert rows[1]["loss_seg"] is None and all(row["loss_seg"] is not None for row in (rows[0], *rows[2:]))
+    with pytest.raises(NotFiniteError, match="step 1: loss_seg is inf"):
+        train(tmp_path / "bf16", "bf16")
+    monkeypatch.setattr(Run, "_is_intact", lambda self: False)
+    with pytest.raises(NotFiniteError, match="step 1: loss_seg is inf"):
+        train(tmp_path / "traces", "fp16")
+
+
+def test_gradients_that_stay_infinite_end_the_run(mini_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.run.MOST_SKIPPED_STEPS", 3)
+    infinite_gradients(monkeypatch, range(1, 9), of="G")
+    with pytest.raises(NotFiniteError, match="the gradients of 3 steps in a row were not finite"):
+        adapt(mini_data, tmp_path, "--amp", "fp16")
+
+
+@pytest.mark.parametrize("gpu, device, current", [(None, "cuda", 0), ("1", "auto", 1), (None, "cuda:1", 1)])
+def test_the_chosen_gpu_becomes_the_current_one(gpu, device, current, monkeypatch):
+    made_current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", made_current.append)
+    assert choose(Namespace(gpu=gpu, device=device)) == torch.device("cuda", current)
+    assert made_current == [current]
+    with pytest.raises(RunError, match="GPU 2: there are only 2 here"):
+        choose(Namespace(gpu=None, device="cuda:2"))
 
 
 def test_target_labels_are_never_opened(mini_data, tmp_path):

@@ -17,10 +17,12 @@ AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose(args: Namespace) -> torch.device:
-    """The device that --device and --gpu name; `auto` is a GPU if there is one.
+    """The device that --device and --gpu name, a GPU with its number; `auto` is a GPU if there is one.
+
+    A GPU becomes the current one: events, and everything else that is made without naming a device, belong to it.
 
     Raises:
-        RunError: --device asks for a GPU and there is none.
+        RunError: --device asks for a GPU, or for one of a number, that is not there.
     """
     name = f"cuda:{args.gpu}" if args.gpu is not None and args.device == "auto" else args.device
     if name == "auto":
@@ -30,7 +32,16 @@ def choose(args: Namespace) -> torch.device:
             raise RunError(f"--device {name}: no GPU is available here; use --device cpu")
         print(f"note: --gpu {args.gpu}: no GPU is available here, using the CPU")
         name = "cpu"
-    return torch.device(name)
+    device = torch.device(name)
+    return _make_current(device) if device.type == "cuda" else device
+
+
+def _make_current(gpu: torch.device) -> torch.device:
+    number, count = gpu.index or 0, torch.cuda.device_count()
+    if number >= count:
+        raise RunError(f"GPU {number}: there {'are' if count > 1 else 'is'} only {count} here, counted from 0")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def set_up(args: Namespace) -> torch.device:

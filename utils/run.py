@@ -51,12 +51,15 @@ FREE_ON_RESUME = {
     "save_pred_every",
 }
 TENSORS_FOR_THE_LOOP = ("image", "label", "soft", "target")
+# After so many halvings the scale of --amp fp16 is far below 1: it is not what makes the gradients infinite.
+MOST_SKIPPED_STEPS = 40
+WAYS_OUT = "a lower learning rate, or --amp bf16 instead of fp16, usually helps"
 
 Batch = dict[str, Any]
 
 
 class NotFiniteError(RunError):
-    """A loss became NaN or infinite."""
+    """A loss became NaN or infinite, or with --amp fp16 the gradients did for many steps."""
 
 
 def fixed_flags(args: Namespace) -> dict[str, Any]:
@@ -107,7 +110,13 @@ class Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
         self.network = cast(Segmenter, networks[""])
         self.network.classes = plan.classes.to_json()
+        if self.scaler.is_enabled():
+            for optimizer in optimizers.values():
+                optimizer.register_step_post_hook(self._count_update)
         self.first_step = 0
+        self.updates = 0  # of single optimizers, counted for --amp fp16 only
+        self.skipped = {"updates": 0, "steps_in_a_row": 0}
+        self.skipped_now = 0
         self.best: dict[str, dict] = {}  # validations, {domain: {"miou", "step"}}
         self.last: dict[str, dict] = {}
         self.rates: dict[str, float] = {}
@@ -148,6 +157,7 @@ class Run:
         for key, loader in self.loaders.items():
             loader.load_state_dict(state["loaders"][key])
         self.scaler.load_state_dict(state["scaler"])
+        self.skipped = state.get("skipped", self.skipped)
         self.best, self.last = state["best"], state["last"]
         self.first_step = state["next_step"]
         if len(state["random"]) == world_size():
@@ -189,6 +199,7 @@ class Run:
     def start_step(self, **rates: float) -> None:
         """Give each optimizer its learning rate and clear its gradients. `G=0.1` is for the optimizer named G; D1 and D2
         both have D's."""
+        self.skipped_now = 0
         self.rates = {f"lr_{name}": rate for name, rate in rates.items()}
         for name, optimizer in self.optimizers.items():
             set_learning_rate(optimizer, rates[name.rstrip("0123456789")])
@@ -214,10 +225,33 @@ class Run:
         self.scaler.scale(loss).backward()
 
     def update(self, *optimizers: Optimizer) -> None:
-        """Step the optimizers in this order."""
+        """Step the optimizers in this order.
+
+        With --amp fp16 an optimizer whose gradients are infinite or NaN is left out of this step: the scale of the loss was
+        too high, and is halved for the next one.
+
+        Raises:
+            NotFiniteError: that happened in many steps in a row, so the scale is not the reason.
+        """
+        before = self.updates
         for optimizer in optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
+        if self.scaler.is_enabled():
+            self._note_skipped(len(optimizers) - (self.updates - before))
+
+    def _count_update(self, *_: Any) -> None:
+        self.updates += 1
+
+    def _note_skipped(self, count: int) -> None:
+        self.skipped_now += count
+        self.skipped["updates"] += count
+        self.skipped["steps_in_a_row"] = self.skipped["steps_in_a_row"] + 1 if count else 0
+        if self.skipped["steps_in_a_row"] == MOST_SKIPPED_STEPS:
+            raise NotFiniteError(
+                f"the gradients of {MOST_SKIPPED_STEPS} steps in a row were not finite, whatever the scale of the loss. "
+                f"{self._last_good_state()}; {WAYS_OUT}"
+            )
 
     def end_step(
         self, step: int, losses: Mapping[str, Tensor], weights: Mapping[str, float] | None = None, **shown: tuple[Batch, Tensor]
@@ -231,6 +265,7 @@ class Run:
 
         Raises:
             NotFiniteError: a loss of the previous step is NaN or infinite; no state with its consequences is ever written.
+                With --amp fp16 it may be, if the step was skipped for it and left no trace in the networks.
         """
         self._look_at_losses()
         self._note_losses(step, losses, weights or {})
@@ -257,25 +292,31 @@ class Run:
         if copied:
             copied.record()
         groups = {"learning rate": self.rates, "weight": dict(weights)}
-        self.pending = (step, list(losses), values, copied, groups, self.batch_files)
+        self.pending = (step, list(losses), values, copied, groups, self.batch_files, self.skipped_now)
 
     def _look_at_losses(self) -> None:
         if self.pending is None:
             return
-        step, names, values, copied, groups, files = self.pending
+        step, names, values, copied, groups, files, skipped = self.pending
         self.pending = None
         if copied:
             copied.synchronize()
         losses = dict(zip(names, values.tolist(), strict=True))
         bad = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
-        if bad:
-            good = f"The last good state is in {self.directory}" if has_state(self.directory) else "There is no state yet"
+        if bad and not (skipped and self._is_intact()):
             raise NotFiniteError(
-                f"step {step}: {', '.join(bad)}; batch: {', '.join(files)}. {good}; a lower learning rate, or --amp bf16 "
-                "instead of fp16, usually helps"
+                f"step {step}: {', '.join(bad)}; batch: {', '.join(files)}. {self._last_good_state()}; {WAYS_OUT}"
             )
         if is_main() and self.due(step, self.args.log_every):
             self._write_line(step, losses, groups)
+
+    def _is_intact(self) -> bool:
+        """True if everything in the networks is finite, also the statistics that BatchNorm took of a skipped step."""
+        values = [value for network in self.networks.values() for value in network.state_dict().values()]
+        return all(bool(value.isfinite().all()) for value in values)
+
+    def _last_good_state(self) -> str:
+        return f"The last good state is in {self.directory}" if has_state(self.directory) else "There is no state yet"
 
     def _write_line(self, step: int, losses: dict[str, float], groups: dict[str, dict[str, float]]) -> None:
         elapsed = max(time.perf_counter() - self.clock, 1e-9)
@@ -284,11 +325,15 @@ class Run:
             "data_wait": self.wait / elapsed,
             "peak_memory_gb": peak_memory(self.device) / 2**30,
         }
+        if self.scaler.is_enabled():
+            speed["skipped_updates"] = self.skipped["updates"]
         self.log.line(step, {**groups, "loss": losses, "speed": speed})
         shown = {name: f"{value:.3f}" for name, value in losses.items()}
         shown["img/s"] = f"{speed['images_per_second']:.1f}"
         shown["wait"] = f"{speed['data_wait']:.0%}"
         shown["GB"] = f"{speed['peak_memory_gb']:.1f}"
+        if self.skipped["updates"]:
+            shown["skipped"] = str(self.skipped["updates"])
         self.bar.set_postfix(shown, refresh=False)
         self._restart_clock()
 
@@ -354,6 +399,7 @@ class Run:
                     "optimizers": {key: optimizer.state_dict() for key, optimizer in self.optimizers.items()},
                     "loaders": {key: loader.state_dict() for key, loader in self.loaders.items()},
                     "scaler": self.scaler.state_dict(),
+                    "skipped": self.skipped,
                     "random": states,
                     "best": self.best,
                     "last": self.last,

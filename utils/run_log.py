@@ -4,7 +4,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -29,10 +28,11 @@ class RunLog:
         self.board = SummaryWriter(directory, purge_step=first_step if resumed else None)
 
     def line(self, step: int, groups: Mapping[str, Mapping[str, float]]) -> None:
-        """A line of `metrics.jsonl`, and the same numbers in TensorBoard under the names of their groups."""
+        """A line of `metrics.jsonl`, and the same numbers in TensorBoard under the names of their groups; one that is not
+        finite is null, which JSON can say."""
         if not self.writes:
             return
-        numbers = {name: value for values in groups.values() for name, value in values.items()}
+        numbers = {name: _finite(value) for values in groups.values() for name, value in values.items()}
         self.metrics.write(json.dumps({"step": step, **numbers}) + "\n")
         for group, values in groups.items():
             for name, value in values.items():
@@ -43,7 +43,7 @@ class RunLog:
         if not self.writes:
             return
         prefix = f"{domain}_" if domain else ""
-        known: dict[str, Any] = {name: None if math.isnan(value) else value for name, value in iou.items()}
+        known = {name: _finite(value) for name, value in iou.items()}
         self.metrics.write(json.dumps({"step": step, f"{prefix}val_miou": miou, f"{prefix}val_iou": known}) + "\n")
         self.board.add_scalar(f"{prefix}validation/mIoU", miou, step)
         for name, value in known.items():
@@ -59,6 +59,10 @@ class RunLog:
         if self.writes:
             self.metrics.close()
             self.board.close()
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _drop_lines_from(path: str, step: int) -> None:
