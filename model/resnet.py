@@ -8,7 +8,7 @@ from torch import nn
 
 from .aspp import RATES, AtrousClassifier
 from .errors import ModelError
-from .normalization import NO_EPS
+from .normalization import NO_EPS, BatchNorm
 from .segmenter import Segmenter
 
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -24,9 +24,9 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, width: int, stride: int, dilation: int, style: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=dilation, dilation=dilation, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = BatchNorm(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = BatchNorm(width)
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
 
@@ -45,11 +45,11 @@ class Bottleneck(nn.Module):
         super().__init__()
         first_stride, middle_stride = (stride, 1) if style == "caffe" else (1, stride)
         self.conv1 = nn.Conv2d(in_channels, width, 1, first_stride, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = BatchNorm(width)
         self.conv2 = nn.Conv2d(width, width, 3, middle_stride, padding=dilation, dilation=dilation, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = BatchNorm(width)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.bn3 = BatchNorm(4 * width)
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
 
@@ -107,7 +107,7 @@ class DeepLabResNet(Segmenter):
         self.head_names = ("layer5",) if heads == "single" else ("layer5", "layer6")
 
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = BatchNorm(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=style == "caffe")
         channels = width
@@ -119,7 +119,7 @@ class DeepLabResNet(Segmenter):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0, 0.01)
-            elif isinstance(module, nn.BatchNorm2d):
+            elif isinstance(module, BatchNorm):
                 module.eps = max(norm_eps, NO_EPS)
         self.feature_channels = channels
         for name in self.head_names:
@@ -163,7 +163,7 @@ def _layer(
     out_channels = width * block.expansion
     if stride != 1 or in_channels != out_channels:
         projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-        first.downsample = nn.Sequential(projection, nn.BatchNorm2d(out_channels))
+        first.downsample = nn.Sequential(projection, BatchNorm(out_channels))
     rest = [block(out_channels, width, 1, dilation, style) for _ in range(blocks - 1)]
     return nn.Sequential(first, *rest)
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .normalization import BatchNorm
 from .segmenter import Segmenter
 
 EPS = 1.001e-5
@@ -44,7 +45,7 @@ class Block(nn.Module):
         self.projection = nn.Conv2d(in_channels, widths[-1], 1, stride, bias=False) if projects else None
         self.dropout = nn.Dropout(dropout) if dropout else None
         for i, (branch, width, kernel, dilation) in enumerate(zip(BRANCHES, widths, kernels, dilations, strict=False)):
-            self.norms[branch] = nn.BatchNorm2d(in_channels, eps=EPS)
+            self.norms[branch] = BatchNorm(in_channels, eps=EPS)
             padding = dilation if kernel == 3 else 0
             step = stride if i == 0 else 1
             self.convolutions[branch] = nn.Conv2d(in_channels, width, kernel, step, padding, dilation, bias=False)
@@ -78,7 +79,7 @@ class ResNet38(Segmenter):
         for name, widths, kernels, stride, dilations, dropout in BLOCKS:
             self.blocks[name] = Block(channels, widths, kernels, stride, dilations, dropout, projects=name.endswith("a"))
             channels = widths[-1]
-        self.bn7 = nn.BatchNorm2d(channels, eps=EPS)
+        self.bn7 = BatchNorm(channels, eps=EPS)
         self.conv6a = nn.Conv2d(channels, 512, 3, padding=12, dilation=12)
         self.classifier = nn.Conv2d(512, num_classes, 3, padding=12, dilation=12)
         self.feature_channels = 512

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from .errors import ModelError
-from .normalization import BATCH_NORM_MODES, Normalize, freezes_affine, freezes_statistics
+from .normalization import BATCH_NORM_MODES, BatchNorm, Normalize, freezes_affine, freezes_statistics
 
 # The entries of a state dict's metadata that name the network and its classes.
 SETTINGS, CLASSES = "segadapt", "segadapt classes"
@@ -52,6 +52,7 @@ class Segmenter(nn.Module):
 
         With `with_features` to (logits, features): also what the main classifier sees, (N,feature_channels,~H/8,~W/8).
         """
+        self._count_batch()
         if not images.is_floating_point():
             images = self.normalize(images)
         features = self.features(images)
@@ -59,6 +60,12 @@ class Segmenter(nn.Module):
         if with_features:
             return logits, features[-1] if isinstance(features, tuple) else features
         return logits
+
+    def _count_batch(self) -> None:
+        """One more batch for every norm that takes statistics: one launch, where PyTorch's norms would make a hundred."""
+        counters = [norm.num_batches_tracked for norm in self.norms() if isinstance(norm, BatchNorm) and norm.training]
+        if counters:
+            torch._foreach_add_(counters, 1)
 
     def notes(self) -> dict[str, Any]:
         """What a state dict's metadata says about the network, as far as it is known."""

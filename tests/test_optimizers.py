@@ -40,6 +40,45 @@ def test_repeated_updates_follow_the_rule(visits):
     np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("lr", (0.0, 1e-12, 2.5e-4))
+@pytest.mark.parametrize("momentum", (0.0, 0.9))
+def test_all_visits_at_once_lose_nothing_in_float32(lr, momentum):
+    """As close to the rule in float64 as the visits one by one, also at the ends of schedules and without momentum."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(1000, generator=generator)
+    gradients = torch.randn(20, 1000, generator=generator)
+    exact, at_once = (torch.nn.Parameter(start.to(dtype)) for dtype in (torch.float64, torch.float32))
+    optimizers = [RepeatedUpdateSGD([{"params": [p], "visits": 3}], lr, momentum, 5e-4) for p in (exact, at_once)]
+    value, buffer = start.clone(), torch.zeros(1000)
+    for gradient in gradients:
+        for parameter, optimizer in zip((exact, at_once), optimizers, strict=True):
+            parameter.grad = gradient.to(parameter.dtype, copy=True)
+            optimizer.step()
+        for _ in range(3):
+            gradient = gradient + 5e-4 * value
+            buffer = momentum * buffer + gradient
+            value = value - lr * buffer
+
+    def error(actual, expected):
+        return (actual.double() - expected).square().mean().sqrt()
+
+    assert error(at_once.data, exact.data) <= 1.1 * error(value, exact.data)
+    buffers = [optimizer.state[p]["momentum_buffer"] for optimizer, p in zip(optimizers, (exact, at_once), strict=True)]
+    assert error(buffers[1], buffers[0]) <= 1.1 * error(buffer, buffers[0]) + 1e-7 * buffer.abs().max()
+
+
+def test_weight_decay_alone_is_not_lost_in_rounding():
+    """A step moves a weight by about as much as float32 can tell apart; a thousand of them must not go nowhere."""
+    exact, rounded = (torch.nn.Parameter(torch.linspace(0.5, 1, 999, dtype=dtype)) for dtype in (torch.float64, torch.float32))
+    for parameter in (exact, rounded):
+        optimizer = RepeatedUpdateSGD([{"params": [parameter], "visits": 3}], 2.5e-4, 0.9, 5e-4)
+        for _ in range(1000):
+            parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+    start = torch.linspace(0.5, 1, 999, dtype=torch.float64)
+    torch.testing.assert_close((rounded.double() - start).mean(), (exact - start).mean(), rtol=1e-2, atol=0)
+
+
 def test_first_steps_with_a_constant_gradient():
     """5.61, 17.83, 34.87 times the learning rate for a parameter listed three times (1, 2.9, 5.61 for one listed once)."""
     for visits, expected in ((3, (5.61, 17.83, 34.87)), (1, (1, 2.9, 5.61))):

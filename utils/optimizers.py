@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Adam, Optimizer
@@ -26,6 +27,9 @@ class RepeatedUpdateSGD(Optimizer):
     so a tensor listed three times moves about three times as far as the learning rate says. Each parameter stands here
     once, in a group whose `visits` says how often it was listed; `visits` 1 is plain SGD. Today's `torch.optim.SGD` warns
     about repeated parameters and computes something else with them. Pass `visits` from `Segmenter.parameter_groups`.
+
+    All visits of a step together are one linear map of (value, buffer, gradient), which is applied in one go. `step` uses up
+    the gradients.
     """
 
     def __init__(self, groups: Groups, lr: float, momentum: float = 0.9, weight_decay: float = 5e-4) -> None:
@@ -44,11 +48,41 @@ class RepeatedUpdateSGD(Optimizer):
                 if "momentum_buffer" not in self.state[parameter]:
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-            for _ in range(group["visits"]):
+            if group["visits"] == 1:
                 torch._foreach_add_(gradients, parameters, alpha=group["weight_decay"])
                 torch._foreach_mul_(buffers, group["momentum"])
                 torch._foreach_add_(buffers, gradients)
                 torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
+                continue
+            x, b, c, d, e, f = _all_visits(group["visits"], group["lr"], group["momentum"], group["weight_decay"])
+            torch._foreach_add_(gradients, parameters, alpha=x)
+            torch._foreach_add_(parameters, buffers, alpha=b)
+            torch._foreach_add_(parameters, gradients, alpha=c)
+            torch._foreach_mul_(buffers, d)
+            torch._foreach_add_(buffers, gradients, alpha=e)
+            torch._foreach_add_(buffers, parameters, alpha=f)
+
+
+def _all_visits(visits: int, lr: float, momentum: float, weight_decay: float) -> tuple[float, ...]:
+    """The coefficients (x, b, c, d, e, f) of RepeatedUpdateSGD's visits of one step, to be applied in this order:
+
+        gradient <- gradient + x * value
+        value    <- value + b * buffer + c * gradient
+        buffer   <- d * buffer + e * gradient + f * value
+
+    The value is only ever added to: its factor is so close to 1 that in float32 weight decay would be lost in rounding it.
+    """
+    # Each as a combination of the value, buffer and gradient before the step; the value by how far it has moved, over -lr.
+    moved, buffer, gradient = np.zeros(3), np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
+    for _ in range(visits):
+        gradient = gradient + weight_decay * (np.array([1.0, 0.0, 0.0]) - lr * moved)
+        buffer = momentum * buffer + gradient
+        moved = moved + buffer
+    x = moved[0] / moved[2]
+    b, c = -lr * moved[1], -lr * moved[2]
+    # What is left of the old value in the buffer, put in terms of the new one.
+    f = buffer[0] - buffer[2] * x
+    return tuple(map(float, (x, b, c, buffer[1] - f * b, buffer[2] - f * c, f)))
 
 
 class EarlyEpsilonAdam(Adam):
