@@ -227,7 +227,7 @@ def main(args: Flags) -> None:
             if args.multi:
                 losses["loss_seg_low"] = cross_entropy(low[0], source["label"])
                 loss = loss + args.lambda_seg * losses["loss_seg_low"]
-        run.backward(loss)
+        run.backward(loss, last=False)
 
         # Target: be certain, and with --multi teach the lower classifier
         target = run.next(target_batches)

@@ -86,13 +86,13 @@ def main(args: Flags) -> None:
         run.start_step(G=warm * poly(args.learning_rate, step, plan.schedule_steps, args.power))
         losses = dict.fromkeys(("loss_seg_low", "loss_seg")[-len(lambda_seg) :], 0.0)
 
-        for _ in range(args.iter_size):
+        for iteration in range(args.iter_size):
             source = run.next(batches)
             with run.autocast():
                 pred = [upsample(logits, size) for logits in parallel_G(source["image"])[-len(lambda_seg) :]]
                 loss_seg = [cross_entropy(p, source["label"]) for p in pred]
                 loss = sum(weight * value for weight, value in zip(lambda_seg, loss_seg, strict=True))
-            run.backward(loss / args.iter_size)
+            run.backward(loss / args.iter_size, last=iteration == args.iter_size - 1)
             for name, value in zip(losses, loss_seg, strict=True):
                 losses[name] += value.detach() / args.iter_size
 

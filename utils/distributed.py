@@ -1,11 +1,15 @@
 """Several processes by torchrun and DistributedDataParallel; everything here is a no-op in a single process."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from torch import distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -43,7 +47,7 @@ def is_main() -> bool:
 
 
 def wrap(network: nn.Module) -> nn.Module:
-    """Wrap `network` so that backward passes average its gradients over the processes.
+    """Wrap `network` so that backward passes average its gradients over the processes, unless within `averaging(False)`.
 
     A discriminator that judges with its own parameters frozen must be called unwrapped there: no gradient of it is to be
     averaged, and the wrapper would wait for them.
@@ -51,7 +55,30 @@ def wrap(network: nn.Module) -> nn.Module:
     if world_size() == 1:
         return network
     device = next(network.parameters()).device
-    return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
+    wrapped = DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
+    wrapped.register_comm_hook(None, _average)
+    return wrapped
+
+
+_averages = True
+
+
+@contextlib.contextmanager
+def averaging(now: bool) -> Iterator[None]:
+    """With `now` False, backward passes in here add to each process's own gradients; the next one outside averages the sums.
+
+    So the passes of a step need one average. The forward pass need not know, as it would with `no_sync`.
+    """
+    global _averages
+    before, _averages = _averages, now
+    try:
+        yield
+    finally:
+        _averages = before
+
+
+def _average(state: None, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    return (allreduce_hook if _averages else noop_hook)(state, bucket)
 
 
 def synchronize_norms(network: Network, device: torch.device) -> Network:

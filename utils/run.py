@@ -22,7 +22,7 @@ from dataset.loader import EndlessLoader
 from model.segmenter import Segmenter
 
 from .device import autocast, peak_memory
-from .distributed import is_main, rank, wait_for_all, world_size
+from .distributed import averaging, is_main, rank, wait_for_all, world_size
 from .errors import RunError
 from .evaluation import evaluate
 from .files import write_json
@@ -221,8 +221,11 @@ class Run:
         """The context of mixed precision chosen by --amp."""
         return autocast(self.args, self.device)
 
-    def backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """Add to the gradients. With several processes, `last=False` saves the averaging in a pass that is not the last one
+        of the step through its networks."""
+        with averaging(last):
+            self.scaler.scale(loss).backward()
 
     def update(self, *optimizers: Optimizer) -> None:
         """Step the optimizers in this order.
