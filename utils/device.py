@@ -65,7 +65,10 @@ def prepare(network: Network, args: Namespace, device: torch.device) -> Network:
     """Move a network to the device in the memory layout of --channels-last, and compile it with --compile."""
     network.to(device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
     if args.compile:
-        network.compile()
+        # Each size of image gets kernels of its own. There are more of them than PyTorch expects: two domains, training and
+        # validation, CLAN's random scales, discriminators that learn or only judge.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+        network.compile(dynamic=False)
     return network
 
 

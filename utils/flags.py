@@ -1,7 +1,7 @@
 """The flags that scripts share, in groups, and the values that flags have when they are not given."""
 
 import os
-from argparse import Namespace
+from argparse import SUPPRESS, Action, Namespace
 from typing import Any
 
 from dataset.catalogue import CLASS_SETS, DATA_SETS, ClassSet, class_set, data_set, fitted_size
@@ -34,6 +34,7 @@ UPDATES = (
     "parameters; clean: each once"
 )
 AMP = "mixed precision: bf16 on recent cards, fp16 (with loss scaling) on older ones"
+FAST = "the same as --amp bf16 --channels-last --compile; what stands behind it on the command line is still heeded"
 
 
 def _roots() -> str:
@@ -153,9 +154,20 @@ def add_speed_flags(parser: Parser, workers: int | None = None) -> None:
     )
     if workers is not None:
         group.add_argument("--num-workers", type=int, default=workers, metavar="N", help="processes that read images; 0: none")
+    group.add_argument(
+        "--fast", action=_Fast, nargs="?", const=True, default=SUPPRESS, type=values.truth, metavar="BOOL", help=FAST
+    )
     group.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off", help=AMP)
     parser.add_switch("--compile", group=group, help="torch.compile the network: minutes at the start, faster steps")
     parser.add_switch("--channels-last", group=group, help="memory layout: faster with --amp on GPUs, and on CPUs")
+
+
+class _Fast(Action):
+    """Sets the three flags that --fast stands for, so that nothing else has to know of it."""
+
+    def __call__(self, parser: Any, namespace: Namespace, value: Any, option: str | None = None) -> None:
+        if value:
+            namespace.amp, namespace.channels_last, namespace.compile = "bf16", True, True
 
 
 def add_label_flags(parser: Parser) -> None:
