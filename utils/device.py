@@ -63,7 +63,9 @@ def autocast(args: Namespace, device: torch.device) -> contextlib.AbstractContex
 
 def prepare(network: Network, args: Namespace, device: torch.device) -> Network:
     """Move a network to the device in the memory layout of --channels-last, and compile it with --compile."""
-    network.to(device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
+    network.to(device)
+    if args.channels_last:
+        network.to(memory_format=torch.channels_last)
     if args.compile:
         # Each size of image gets kernels of its own. There are more of them than PyTorch expects: two domains, training and
         # validation, CLAN's random scales, discriminators that learn or only judge.

@@ -56,7 +56,7 @@ def wrap(network: nn.Module) -> nn.Module:
         return network
     device = next(network.parameters()).device
     wrapped = DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
-    wrapped.register_comm_hook(None, _average)
+    wrapped.register_comm_hook(distributed.group.WORLD, _average)
     return wrapped
 
 
@@ -77,8 +77,8 @@ def averaging(now: bool) -> Iterator[None]:
         _averages = before
 
 
-def _average(state: None, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    return (allreduce_hook if _averages else noop_hook)(state, bucket)
+def _average(group: distributed.ProcessGroup, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    return allreduce_hook(group, bucket) if _averages else noop_hook(group, bucket)
 
 
 def synchronize_norms(network: Network, device: torch.device) -> Network:

@@ -36,7 +36,7 @@ class RepeatedUpdateSGD(Optimizer):
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "visits": 1})
 
     @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> None:
+    def step(self, closure: Callable | None = None) -> None:  # type: ignore[override]  # no closure, so no loss to return
         if closure is not None:
             raise ValueError("RepeatedUpdateSGD takes no closure: its repeated updates share one gradient")
         for group in self.param_groups:
@@ -107,6 +107,7 @@ def segmentation_optimizer(groups: Groups, updates: str, lr: float, momentum: fl
 
     `updates` is "published" (the repeated updates of the original training) or "clean" (each parameter once, today's SGD).
     """
+    optimizer: Optimizer
     if updates == "published":
         optimizer = RepeatedUpdateSGD(groups, lr, momentum, weight_decay)
     else:
