@@ -28,6 +28,7 @@ from dataset.catalogue import CITYSCAPES, LABEL_IDS, ClassSet, class_set, label_
 from dataset.errors import DataError, MissingDataError
 from dataset.reading import read_label
 from utils.iou import mean_iou, percent, scores, table, write_results
+from utils.outputs import check_file, is_json_of_scores, is_table_of_scores
 from utils.parser import Parser, positive
 
 GROUND_TRUTH = "_gtFine_labelIds.png"
@@ -58,6 +59,8 @@ def get_arguments(arguments: Sequence[str] | None = None) -> Namespace:
 
 
 def main(args: Namespace) -> dict[str, dict[str, Any]]:
+    check_file("--json", args.json, is_json_of_scores)
+    check_file("--csv", args.csv, is_table_of_scores)
     classes, ids = read_classes(args.classes) if args.classes else (class_set(args.num_classes or 19), LABEL_IDS)
     find = find_pairs_by_path if args.classes else partial(find_pairs, devkit_dir=args.devkit_dir)
     pairs = {pred_dir: find(args.gt_dir, pred_dir) for pred_dir in args.pred_dir}

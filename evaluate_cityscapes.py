@@ -56,6 +56,7 @@ from utils.errors import RunError, exit_with_message
 from utils.evaluation import classes_of_network, predict, predictions
 from utils.iou import scores, table, write_results
 from utils.old_names import OLD_NAMES
+from utils.outputs import check_file, check_folder, is_json_of_scores, is_our_picture, is_table_of_scores
 from utils.parser import Flags, Parser, numbers, positive
 from utils.pictures import curve, save_colours, save_ids, save_picture
 
@@ -176,6 +177,7 @@ def with_fada_options(words: Parser, args: Namespace) -> Flags:
 
 
 def main(args: Flags) -> dict[str, Any]:
+    check_outputs(args)
     device = choose(args)
     checkpoints = find_checkpoints(args.restore_from)
     results = {}
@@ -195,6 +197,20 @@ def main(args: Flags) -> dict[str, Any]:
         if args.plot and points:
             save_picture(args.plot, curve(points, "mIoU in % over steps"))
     return results
+
+
+def check_outputs(args: Flags) -> None:
+    """Refuse to write over anything but an earlier evaluation.
+
+    Raises:
+        RunError: naming the flag and what is in the way.
+    """
+    for flag, folder in (("--save", args.save), ("--save-label-ids", args.save_label_ids)):
+        if folder not in (None, "none"):
+            check_folder(flag, folder, args.data_dir)
+    check_file("--json", args.json, is_json_of_scores)
+    check_file("--csv", args.csv, is_table_of_scores)
+    check_file("--plot", args.plot, is_our_picture)
 
 
 def find_checkpoints(source: str) -> list[str]:

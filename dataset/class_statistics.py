@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from utils.files import make_parent, write_bytes
+
 from .catalogue import CITYSCAPES, IGNORED, ClassSet
 from .errors import DataError
 from .layouts import Record
@@ -49,10 +51,9 @@ def _classes_in(job: tuple) -> list[int]:
 
 def write_statistics(path: str, file_to_label: Mapping[str, list[int]], classes: ClassSet) -> None:
     """Write statistics as JSON, atomically."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(f"{path}.tmp", "w") as file:
-        json.dump({"num_classes": len(classes), "classes": classes.names, "file_to_label": file_to_label}, file)
-    os.replace(f"{path}.tmp", path)
+    content = {"num_classes": len(classes), "classes": classes.names, "file_to_label": file_to_label}
+    make_parent(path)
+    write_bytes(path, json.dumps(content).encode())
 
 
 Statistics = tuple[list[list[str]], dict[str, list[int]]]

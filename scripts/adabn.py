@@ -24,6 +24,7 @@ from utils.domains import target_domain
 from utils.errors import exit_with_message
 from utils.evaluation import classes_of_network
 from utils.old_names import OLD_NAMES
+from utils.outputs import check_file
 from utils.parser import Flags, Parser, positive
 from utils.state import save_tensors
 
@@ -55,6 +56,7 @@ def reestimate_statistics(model: Segmenter, loader: EndlessLoader, steps: int, d
 
 
 def main(args: Flags) -> None:
+    check_file("--save", args.save)
     device = set_up(args)
     model = prepare(load_model(args.restore_from), args, device)
     domain = target_domain(args)

@@ -39,6 +39,7 @@ from utils.domains import target_domain
 from utils.evaluation import predict
 from utils.files import write_json
 from utils.flags import add_speed_flags
+from utils.outputs import check_file, is_json_with
 from utils.parser import Parser, numbers, positive, size
 from utils.self_training.labelling import label_target
 from utils.self_training.protocols import PROTOCOLS
@@ -81,6 +82,7 @@ def get_arguments(arguments: list[str] | None = None) -> Namespace:
 
 
 def main(args: Namespace) -> None:
+    check_file("--json", args.json, is_json_with("machine"))
     torch.set_num_threads(args.threads)
     device = choose(args)
     torch.backends.cudnn.benchmark = True

@@ -9,7 +9,6 @@ Errors (missing, unreadable or unfitting files) would stop training; warnings (f
 ids that no table knows) may be intended. Exit status: 0 fine, also with warnings; 1 errors.
 """
 
-import json
 import os
 import sys
 from argparse import Namespace
@@ -30,6 +29,8 @@ from dataset.errors import MissingDataError
 from dataset.layouts import Record, find_records
 from dataset.reading import read_image
 from dataset.segmentation import SIZE_TOLERANCE
+from utils.files import make_parent, write_json
+from utils.outputs import check_file, is_json_with
 from utils.parser import Parser, positive
 
 EXAMPLES = 5
@@ -64,6 +65,7 @@ def get_arguments(arguments: Sequence[str] | None = None) -> Namespace:
 
 
 def main(args: Namespace) -> int:
+    check_file("--json", args.json, is_json_with("images", "errors", "warnings", "sizes"))
     known = data_set(args.name, args.root)
     records = find_records(args.name, args.root, args.split, args.data_list, args.part)
     if not known.ids and any(record.label for record in records):
@@ -74,8 +76,8 @@ def main(args: Namespace) -> int:
     report = summarize(findings, known, classes, args)
     print_report(report, args)
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump(report, file, indent=2)
+        make_parent(args.json)
+        write_json(args.json, report)
     return 1 if report["errors"] else 0
 
 

@@ -19,6 +19,7 @@ from dataset.segmentation import build_dataset
 from utils import flags
 from utils.errors import exit_with_message
 from utils.old_names import OLD_NAMES
+from utils.outputs import check_file, is_json_with
 from utils.parser import Flags, Parser
 
 
@@ -33,6 +34,7 @@ def get_arguments(arguments: Sequence[str] | None = None) -> Flags:
 
 
 def main(args: Flags) -> None:
+    check_file("--output", args.output, is_json_with("num_classes", "classes", "file_to_label"))
     classes = flags.classes_of(args)
     if args.original:
         _, file_to_label = read_statistics(args.original, classes)

@@ -24,11 +24,14 @@ from tqdm import tqdm
 
 from dataset.catalogue import CITYSCAPES, LABEL_IDS, label_table
 from dataset.mini import PARTS, SOURCE, TARGET, formats, render
-from utils.files import write_json
+from utils.errors import RunError
+from utils.files import make_parent, write_json
+from utils.outputs import check_file, check_folder, is_our_picture
 from utils.parser import Parser, positive, size
 from utils.pictures import colorize, grid, save_picture
 
-FORMATS = ("gta5", "synthia", "cityscapes", "crosscity")
+FOLDERS = {"gta5": "GTA5", "synthia": "SYNTHIA", "cityscapes": "Cityscapes", "crosscity": "NTHU_Datasets"}
+FORMATS = tuple(FOLDERS)
 CITIES = ("Rome", "Rio", "Tokyo", "Taipei")
 # A few of GTA5's images are some rows shorter than 1914x1052; --odd-sizes imitates that.
 ODD_ROWS = (0, 0, 0, 6, 0, 0, 5, 0)
@@ -83,8 +86,15 @@ def main(args: Namespace) -> None:
     record = {"formats": sorted(args.formats), "size": list(args.size), "seed": args.seed, "strength": args.strength,
               "parts": dict(args.part), "odd_sizes": args.odd_sizes,
               "images": [args.source_train, args.source_val, args.target_train, args.target_val]}  # fmt: skip
-    path = os.path.join(args.out, "mini_data.json")
+    check_file("--preview", args.preview, is_our_picture)
+    path, begun = (os.path.join(args.out, f"{name}.json") for name in ("mini_data", "mini_data_begun"))
     if not already_there(path, record, args.overwrite):
+        for name in set(args.formats) - formats_of(path) - formats_of(begun):
+            check_folder("OUT", os.path.join(args.out, FOLDERS[name]))
+        make_parent(begun)
+        write_json(begun, record)  # from here on the pictures below are ours, finished or not
+        if os.path.exists(path):
+            os.remove(path)
         jobs = [job for name in args.formats for job in jobs_of(name, args)]
         with ProcessPoolExecutor(args.workers) as pool:
             list(tqdm(pool.map(partial(write, args), jobs, chunksize=8), total=len(jobs), unit="image"))
@@ -93,15 +103,24 @@ def main(args: Namespace) -> None:
                 numbers = [job.number for job in jobs_of(name, args)]
                 formats.write_split(f"{args.out}/{folder}", numbers[: args.source_train], numbers[args.source_train :])
         write_json(path, record)
+        os.remove(begun)
     if args.preview:
         save_picture(args.preview, preview(args))
+
+
+def formats_of(path: str) -> set[str]:
+    """The formats that a record says were rendered; none without a record."""
+    if not os.path.exists(path):
+        return set()
+    with open(path) as file:
+        return set(json.load(file)["formats"])
 
 
 def already_there(path: str, record: Mapping[str, Any], overwrite: bool) -> bool:
     """True if the data was made before with the same parameters: then the record is in `path`, which is written last.
 
     Raises:
-        ValueError: it was made with others, and is not to be overwritten.
+        RunError: it was made with others, and is not to be overwritten.
     """
     if not os.path.exists(path):
         return False
@@ -114,8 +133,7 @@ def already_there(path: str, record: Mapping[str, Any], overwrite: bool) -> bool
         changed = ", ".join(
             f"{key} {found.get(key)} (asked for: {record[key]})" for key in record if found.get(key) != record[key]
         )
-        raise ValueError(f"{path}: holds data made with other parameters: {changed}. Choose another folder, or --overwrite it")
-    os.remove(path)
+        raise RunError(f"{path}: holds data made with other parameters: {changed}. Choose another folder, or --overwrite it")
     return False
 
 

@@ -32,6 +32,7 @@ from utils.evaluation import classes_of_network, predictions
 from utils.files import make_parent
 from utils.flags import add_speed_flags
 from utils.old_names import OLD_NAMES
+from utils.outputs import check_folder
 from utils.parser import Flags, Parser, size
 from utils.pictures import colorize, save_ids, save_picture
 
@@ -57,6 +58,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
 
 
 def main(args: Flags) -> None:
+    check_folder("--out", args.out)
     device = choose(args)
     records = find_images(args.images)
     model = load_model(args.restore_from, args.model)

@@ -19,6 +19,7 @@ from dataset.spatial_prior import compute_prior, save_prior
 from utils import flags
 from utils.errors import exit_with_message
 from utils.old_names import OLD_NAMES
+from utils.outputs import check_file, is_our_picture
 from utils.parser import Flags, Parser, size
 from utils.pictures import grid, save_picture
 
@@ -38,6 +39,8 @@ def get_arguments(arguments: Sequence[str] | None = None) -> Flags:
 
 
 def main(args: Flags) -> None:
+    check_file("--output", args.output)
+    check_file("--draw", args.draw, is_our_picture)
     classes, place = flags.classes_of(args), flags.part(args, args.source)
     dataset = build_dataset(args.source, args.data_dir, args.source_split, args.data_list, classes, part=place)
     prior = compute_prior(dataset, len(classes), args.size, args.sigma, args.workers)

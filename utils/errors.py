@@ -6,9 +6,6 @@ import sys
 from collections.abc import Iterator
 
 from dataset.errors import DataError
-from model.errors import ModelError
-
-from . import distributed
 
 
 class RunError(ValueError):
@@ -21,6 +18,11 @@ def exit_with_message() -> Iterator[None]:
 
     The process group is left only on success: after an error the other processes may never come to leave it too.
     """
+    # Only here, so that who needs `RunError` alone starts without PyTorch.
+    from model.errors import ModelError
+
+    from . import distributed
+
     try:
         yield
     except (DataError, ModelError, RunError) as error:

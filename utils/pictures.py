@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from dataset.catalogue import CITYSCAPES, ClassSet
 
 from .files import replacing
+from .outputs import SOFTWARE
 
 # zlib level of maps of ids: a third of the usual level's time, for a third more bytes.
 FAST = 1
@@ -108,5 +110,7 @@ def _fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _save(image: Image.Image, path: str, compress_level: int = 6) -> None:
+    note = PngInfo()
+    note.add_text(*SOFTWARE)  # tells our pictures from those that must not be overwritten
     with replacing(path, sync=False) as file:
-        image.save(file, "PNG", compress_level=compress_level)
+        image.save(file, "PNG", compress_level=compress_level, pnginfo=note)

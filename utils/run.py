@@ -28,6 +28,7 @@ from .evaluation import evaluate
 from .files import write_json
 from .iou import iou_per_class, mean_iou
 from .optimizers import set_learning_rate
+from .outputs import check_file, check_outside_data, is_json_with
 from .pictures import prediction_panel
 from .plan import Plan, describe
 from .run_log import RunLog
@@ -128,6 +129,8 @@ class Run:
     # Start and resume
 
     def _start(self) -> None:
+        check_outside_data("--snapshot-dir", self.directory, self.args.data_dir, getattr(self.args, "data_dir_target", None))
+        check_file("--snapshot-dir", self._path("args.json"), is_json_with("snapshot_dir"))
         if self.args.resume:
             self._restore()
         elif os.path.exists(self._path("state.pth")):
