@@ -55,6 +55,7 @@ from utils.device import autocast, choose, prepare
 from utils.errors import RunError, exit_with_message
 from utils.evaluation import classes_of_network, predict, predictions
 from utils.iou import scores, table, write_results
+from utils.locks import locked
 from utils.old_names import OLD_NAMES
 from utils.outputs import check_file, check_folder, is_json_of_scores, is_our_picture, is_table_of_scores
 from utils.parser import Flags, Parser, numbers, positive
@@ -178,6 +179,12 @@ def with_fada_options(words: Parser, args: Namespace) -> Flags:
 
 def main(args: Flags) -> dict[str, Any]:
     check_outputs(args)
+    with locked(None if args.save == "none" else args.save, args.save_label_ids):
+        return evaluate(args)
+
+
+def evaluate(args: Flags) -> dict[str, Any]:
+    """Score the checkpoints one after the other; {name: figures} of those with labels."""
     device = choose(args)
     checkpoints = find_checkpoints(args.restore_from)
     results = {}

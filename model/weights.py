@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils.files import fits_checksum
+
 from .checkpoint_formats import MXNET, PADDLE, PYTORCH, TITLES, Checkpoint, fada_discriminator, is_fada, read_contents
 from .errors import ModelError, WeightsError
 from .mxnet import is_params, read_params
@@ -186,6 +188,8 @@ def _check_file(path: str, source: str) -> None:
         raise WeightsError(f"{source}: is empty")
     if start.lstrip()[:1] == b"<":
         raise WeightsError(f"{source}: is a web page, not weights; the download failed (a sign-in or error page was saved)")
+    if not fits_checksum(path):
+        raise WeightsError(f"{source}: is damaged, its content does not fit its checksum; copy or save it again")
     if not start.startswith((b"PK", b"\x80")):
         kind = "not a PyTorch file" if b"\0" in start else "a text file, not weights"
         raise WeightsError(f"{source}: is {kind}")

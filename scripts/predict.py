@@ -31,6 +31,7 @@ from utils.errors import exit_with_message
 from utils.evaluation import classes_of_network, predictions
 from utils.files import make_parent
 from utils.flags import add_speed_flags
+from utils.locks import locked
 from utils.old_names import OLD_NAMES
 from utils.outputs import check_folder
 from utils.parser import Flags, Parser, size
@@ -59,6 +60,12 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
 
 def main(args: Flags) -> None:
     check_folder("--out", args.out)
+    with locked(args.out):
+        draw_overlays(args)
+
+
+def draw_overlays(args: Flags) -> None:
+    """Predict and write, one image after the other."""
     device = choose(args)
     records = find_images(args.images)
     model = load_model(args.restore_from, args.model)

@@ -160,7 +160,7 @@ def test_states_that_cannot_be_used(content, message, tmp_path):
         (tmp_path / "state.pth").write_bytes(content)
     with pytest.raises(StateError, match=message):
         load_state(path)
-    state.save_state({"next_step": 3}, predecessor(path))
+    state.save_state(dict.fromkeys(state.KEYS, 3), predecessor(path))
     found, problems = load_state(path)
     assert found["next_step"] == 3 and len(problems) == 1
 

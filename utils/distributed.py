@@ -2,8 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -94,6 +95,37 @@ def sum_across_processes(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.clone()
         distributed.all_reduce(tensor)
     return tensor
+
+
+def any_process(truth: bool) -> bool:
+    """Whether it is true in any process; all must ask at the same point."""
+    if world_size() == 1:
+        return truth
+    found: list[bool] = [False] * world_size()
+    distributed.all_gather_object(found, truth, group=_cpu_group())
+    return any(found)
+
+
+def in_main(action: Callable[[], None]) -> None:
+    """Do it in the main process while the others wait; its error is raised in all of them."""
+    problem: Exception | None = None
+    if is_main():
+        try:
+            action()
+        except Exception as error:
+            problem = error
+    if world_size() > 1:
+        told = [problem]
+        distributed.broadcast_object_list(told, group=_cpu_group())
+        problem = told[0]
+    if problem is not None:
+        raise problem
+
+
+@cache
+def _cpu_group() -> distributed.ProcessGroup:
+    """All processes, by a way that does not wait for the GPU."""
+    return distributed.new_group(backend="gloo")
 
 
 def wait_for_all() -> None:

@@ -7,16 +7,23 @@ from collections.abc import Iterator
 
 from dataset.errors import DataError
 
+# EX_TEMPFAIL of sysexits.h: not an error, the same command goes on later.
+STOPPED = 75
+
 
 class RunError(ValueError):
     """Flags, files and folders of a run that do not go together; the message names them and the way out."""
 
 
+class Stopped(RunError):
+    """A signal asked the run to stop, and it has saved its state; with several processes all have stopped at the same step."""
+
+
 @contextlib.contextmanager
 def exit_with_message() -> Iterator[None]:
-    """Print our own errors, and the operating system's about a named path, as one line and exit with status 1.
+    """Print our own errors, and the operating system's about a named path, as one line and exit with status 1, or `STOPPED`.
 
-    The process group is left only on success: after an error the other processes may never come to leave it too.
+    The process group is left only where all processes come to leave it, which after an error they may never do.
     """
     # Only here, so that who needs `RunError` alone starts without PyTorch.
     from model.errors import ModelError
@@ -25,6 +32,10 @@ def exit_with_message() -> Iterator[None]:
 
     try:
         yield
+    except Stopped as stop:
+        distributed.finish()
+        print(f"{os.path.basename(sys.argv[0])}: {stop}", file=sys.stderr)
+        sys.exit(STOPPED)
     except (DataError, ModelError, RunError) as error:
         _exit(str(error))
     except OSError as error:

@@ -3,11 +3,21 @@
 It depends on nothing, so every package may use it.
 """
 
+import errno
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
+
+# The operating system's errors for a full disk, a used-up quota, and a file larger than is allowed.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TEMPORARY = re.compile(r"(.+)\.\d+\.tmp")
+# What stands between a file's content and the SHA-256 of it.
+CHECKSUM = b"SegAdapt SHA-256"
 
 
 @contextmanager
@@ -25,18 +35,71 @@ def replacing(path: str | os.PathLike, sync: bool = True) -> Iterator[BinaryIO]:
     # The process id keeps two writers of one file apart.
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "w+b") as file:
             yield file
             file.flush()
             if sync:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
+        written = os.path.getsize(temporary) if os.path.exists(temporary) else 0
         if os.path.exists(temporary):
             os.remove(temporary)
-        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, temporary):
-            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        cause = _of_the_system(error)
+        if cause is not None and cause.filename in (None, temporary):
+            raise OSError(cause.errno, _reason(cause, path, written), os.fspath(path)) from error
         raise
+
+
+def _of_the_system(error: BaseException | None) -> OSError | None:
+    """The operating system's error that an error is or stands for: `torch.save` makes another one of it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _reason(error: OSError, path: str | os.PathLike, written: int) -> str:
+    if error.errno not in FULL:
+        return error.strerror
+    free = shutil.disk_usage(os.path.dirname(path) or ".").free
+    return f"{error.strerror}; it needs more than {written} bytes, {free} are free"
+
+
+def sweep(directory: str, is_ours: Callable[[str], bool]) -> None:
+    """Remove what `replacing` leaves behind in a directory when its process is killed, of files whose name `is_ours`."""
+    for name in os.listdir(directory):
+        found = TEMPORARY.fullmatch(name)
+        if found and is_ours(found[1]):
+            os.remove(os.path.join(directory, name))
+
+
+def add_checksum(file: BinaryIO) -> None:
+    """Append the SHA-256 of what a file of `replacing` holds so far, where readers of PyTorch's old format do not look."""
+    file.flush()
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]  # wants more than BinaryIO declares
+    file.seek(0, os.SEEK_END)
+    file.write(CHECKSUM + digest)
+
+
+def fits_checksum(path: str | os.PathLike) -> bool:
+    """False if a file ends in a checksum of something else; true for files without one."""
+    tail = len(CHECKSUM) + hashlib.sha256().digest_size
+    size = os.path.getsize(path) - tail
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        file.seek(max(size, 0))
+        noted = file.read()
+        if not noted.startswith(CHECKSUM):
+            return True
+        file.seek(0)
+        while size > 0:
+            part = file.read(min(size, 2**20))
+            digest.update(part)
+            size -= len(part)
+    return noted == CHECKSUM + digest.digest()
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:

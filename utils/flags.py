@@ -33,6 +33,7 @@ UPDATES = (
     "published: most trunk parameters are updated 3 or 4 times a step, as PyTorch 1.0 did with the originals' lists of "
     "parameters; clean: each once"
 )
+RESUME = "continue the run in --snapshot-dir exactly where it stopped; auto: if there is one, else start it"
 AMP = "mixed precision: bf16 on recent cards, fp16 (with loss scaling) on older ones"
 FAST = "the same as --amp bf16 --channels-last --compile; what stands behind it on the command line is still heeded"
 
@@ -136,7 +137,7 @@ def add_run_flags(parser: Parser) -> Any:
         "--snapshot-dir", default="./snapshots/", metavar="DIR", help="for snapshots, metrics, TensorBoard, state"
     )
     group.add_argument("--save-state-every", type=positive, default=1000, metavar="N", help="steps between saves for --resume")
-    parser.add_switch("--resume", group=group, help="continue the run in --snapshot-dir exactly where it stopped")
+    group.add_argument("--resume", nargs="?", const=True, default=False, type=values.resume, metavar="auto", help=RESUME)
     group.add_argument("--log-every", type=positive, default=10, metavar="N", help="steps between lines of metrics.jsonl")
     group.add_argument(
         "--val-every", type=int, default=0, metavar="N", help="steps between validations, which keep the best (0: none)"

@@ -112,6 +112,11 @@ def truth(word: str) -> bool:
     raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
 
 
+def resume(word: str) -> bool | str:
+    """`auto` (resume if there is a state, else start), or a truth."""
+    return "auto" if word.lower() == "auto" else truth(word)
+
+
 def size(word: str) -> tuple[int, int]:
     """`1280,720` to (1280, 720), width first; `500` is a square."""
     try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.optim import Adam, Optimizer
 
 from dataset.catalogue import ClassSet
 from dataset.loader import EndlessLoader
@@ -80,13 +81,38 @@ def _device(args: Namespace, device: torch.device) -> str:
 
 def _disk(plan: Plan, args: Namespace, networks: Mapping[str, nn.Module]) -> str:
     """How much the run will write: snapshots, and two states of weights and about as much for the optimizers."""
-    snapshot = sum(value.nbytes for network in networks.values() for value in network.state_dict().values())
+    snapshot = _snapshot_size(networks)
     count = math.ceil(plan.steps / args.save_pred_every)
     need = snapshot * (count + 2 * bool(plan.val_every) + 4)
     return (
         f"about {need / 1e9:.2g} GB in {args.snapshot_dir} ({count} snapshot{'s' * (count > 1)} and the state), "
         f"{_free(args.snapshot_dir) / 1e9:.3g} GB free"
     )
+
+
+def check_space(directory: str, networks: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> None:
+    """See that the state and two snapshots fit on the disk.
+
+    Raises:
+        RunError: naming the directory, and what it needs and has.
+    """
+    need = 3 * _snapshot_size(networks) + sum(_moments_size(optimizer) for optimizer in optimizers.values())
+    free = _free(directory)
+    if need > free:
+        raise RunError(
+            f"{directory}: the disk is too full: the state and two snapshots need {need} bytes, {free} are free; make room or "
+            "name another --snapshot-dir"
+        )
+
+
+def _snapshot_size(networks: Mapping[str, nn.Module]) -> int:
+    return sum(value.nbytes for network in networks.values() for value in network.state_dict().values())
+
+
+def _moments_size(optimizer: Optimizer) -> int:
+    """Bytes of what an optimizer keeps for each parameter: SGD a momentum, Adam two moments."""
+    parameters = sum(parameter.nbytes for group in optimizer.param_groups for parameter in group["params"])
+    return parameters * (2 if isinstance(optimizer, Adam) else 1)
 
 
 def _free(directory: str) -> int:

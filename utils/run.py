@@ -1,8 +1,10 @@
 """A run: its directory, log, pictures, validation, snapshots, and exact resume, the same for every training script."""
 
+import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -22,19 +24,21 @@ from dataset.loader import EndlessLoader
 from model.segmenter import Segmenter
 
 from .device import autocast, peak_memory
-from .distributed import averaging, is_main, rank, wait_for_all, world_size
-from .errors import RunError
+from .distributed import any_process, averaging, in_main, is_main, rank, wait_for_all, world_size
+from .errors import RunError, Stopped
 from .evaluation import evaluate
-from .files import write_json
+from .files import sweep, write_json
 from .iou import iou_per_class, mean_iou
+from .locks import Lock
 from .optimizers import set_learning_rate
 from .outputs import check_file, check_outside_data, is_json_with
 from .pictures import prediction_panel
-from .plan import Plan, describe
+from .plan import Plan, check_space, describe
 from .run_log import RunLog
 from .seeding import random_state, set_random_state
 from .snapshots import SnapshotFormat, Snapshots
-from .state import StateError, has_state, load_state, save_state, save_tensors
+from .state import StateError, discard_damaged, has_state, load_state, save_state, save_tensors
+from .stop_signals import StopSignals
 
 # Flags that may change when a run is resumed: they alter neither weights nor data order.
 FREE_ON_RESUME = {
@@ -51,6 +55,8 @@ FREE_ON_RESUME = {
     "batch_size",  # of one process; the loaders compare the whole batch
     "save_pred_every",
 }
+# Beside the weights; `replacing` may leave a temporary file of each behind.
+OWN_FILES = ("args.json", "metrics.jsonl", "state.pth.new")
 TENSORS_FOR_THE_LOOP = ("image", "label", "soft", "target")
 # After so many halvings the scale of --amp fp16 is far below 1: it is not what makes the gradients infinite.
 MOST_SKIPPED_STEPS = 40
@@ -90,6 +96,7 @@ class Run:
 
     Raises:
         StateError: the directory holds another run (without --resume), or no readable or matching state (with it).
+        RunError: it is in use, belongs to a data set, or its disk is too full.
     """
 
     def __init__(
@@ -118,6 +125,7 @@ class Run:
         self.updates = 0  # of single optimizers, counted for --amp fp16 only
         self.skipped = {"updates": 0, "steps_in_a_row": 0}
         self.skipped_now = 0
+        self.unfinished = False  # the step before it lacks its validation and what follows
         self.best: dict[str, dict] = {}  # validations, {domain: {"miou", "step"}}
         self.last: dict[str, dict] = {}
         self.rates: dict[str, float] = {}
@@ -129,27 +137,67 @@ class Run:
     # Start and resume
 
     def _start(self) -> None:
-        check_outside_data("--snapshot-dir", self.directory, self.args.data_dir, getattr(self.args, "data_dir_target", None))
-        check_file("--snapshot-dir", self._path("args.json"), is_json_with("snapshot_dir"))
-        if self.args.resume:
+        self.resumed = has_state(self.directory) if self.args.resume == "auto" else bool(self.args.resume)
+        self._check_directory()
+        in_main(self._claim_directory)
+        if self.resumed:
             self._restore()
-        elif os.path.exists(self._path("state.pth")):
-            raise StateError(
-                f"{self.directory} holds a run already: continue it with --resume, or choose another --snapshot-dir"
-            )
         if self.first_step > self.plan.steps:
             raise StateError(
                 f"{self.directory} has trained {self.first_step} steps already, beyond --num-steps-stop {self.plan.steps}"
             )
         if is_main():
-            os.makedirs(self.directory, exist_ok=True)
             self._write_args()
             print(describe(self.plan, self.args, self.device, self.networks, self.loaders))
-        self.log = RunLog(self.directory, self.first_step, self.args.resume, is_main())
+        self.log = RunLog(self.directory, self.first_step, self.resumed, is_main())
+        self.signals = StopSignals()
+        self.signals.listen()
         wait_for_all()
 
+    def _check_directory(self) -> None:
+        """Before anything is written: it is no data set's, and holds a run to continue, or none."""
+        check_outside_data("--snapshot-dir", self.directory, self.args.data_dir, getattr(self.args, "data_dir_target", None))
+        check_file("--snapshot-dir", self._path("args.json"), is_json_with("snapshot_dir"))
+        if self.resumed:
+            if not has_state(self.directory):
+                load_state(self._path("state.pth"))  # says what is missing
+            return
+        if has_state(self.directory):
+            raise StateError(
+                f"{self.directory} holds a run already: continue it with --resume, or choose another --snapshot-dir"
+            )
+        old = self._old_snapshots()
+        # With --resume auto a run that was killed before its first state starts again, over its own first snapshot.
+        if old and not (self.args.resume == "auto" and self._was_started_with_these_flags()):
+            raise StateError(
+                f"{self.directory} holds snapshots of an earlier run, such as {old[0]}, but no state to resume from: choose "
+                "another --snapshot-dir, or move them away"
+            )
+
+    def _old_snapshots(self) -> list[str]:
+        """The files that are named like this run's snapshots, whatever their step."""
+        names = [name for tag in (self.plan.steps, "best") for name in self.snapshots.files(tag, self.networks)]
+        patterns = [re.sub(r"\d+", r"\\d+", re.escape(name)) for name in names]
+        found = os.listdir(self.directory) if os.path.isdir(self.directory) else []
+        return sorted(name for name in found if re.fullmatch("|".join(patterns), name))
+
+    def _was_started_with_these_flags(self) -> bool:
+        if not os.path.exists(self._path("args.json")):
+            return False
+        with open(self._path("args.json")) as file:
+            noted = json.load(file)
+        return all(noted.get(key) == value for key, value in fixed_flags(self.args).items())
+
+    def _claim_directory(self) -> None:
+        self.lock = Lock(self.directory)
+        sweep(self.directory, lambda name: name in OWN_FILES or name.endswith(".pth"))
+        if os.path.exists(self._path("state.pth.new")):
+            os.remove(self._path("state.pth.new"))
+        check_space(self.directory, self.networks, self.optimizers)
+
     def _restore(self) -> None:
-        state, problems = load_state(self._path("state.pth"))
+        path = self._path("state.pth")
+        state, problems = load_state(path)
         for problem in problems if is_main() else ():
             print(f"warning: {problem}; continuing from the state before it", file=sys.stderr)
         self._check_same_run(state["args"])
@@ -162,9 +210,12 @@ class Run:
         self.scaler.load_state_dict(state["scaler"])
         self.skipped = state.get("skipped", self.skipped)
         self.best, self.last = state["best"], state["last"]
-        self.first_step = state["next_step"]
+        self.first_step, self.unfinished = state["next_step"], state.get("unfinished", False)
         if len(state["random"]) == world_size():
             set_random_state(state["random"][rank()])
+        wait_for_all()  # all have read
+        if problems:
+            in_main(lambda: discard_damaged(path))
 
     def _check_same_run(self, saved: dict[str, Any]) -> None:
         current = fixed_flags(self.args)
@@ -190,6 +241,8 @@ class Run:
         self._restart_clock()
         todo = range(self.first_step, stop)
         self.bar = tqdm(todo, initial=self.first_step, total=stop, disable=not is_main(), dynamic_ncols=True, mininterval=1.0)
+        if self.unfinished:
+            self._finish_step(self.first_step - 1)
         for step in self.bar:
             self.batch_files = []
             yield step
@@ -198,6 +251,8 @@ class Run:
             self._save_networks(stop)
         self._save_state(stop)
         self._close()
+        if is_main():
+            self._tell_end()
 
     def start_step(self, **rates: float) -> None:
         """Give each optimizer its learning rate and clear its gradients. `G=0.1` is for the optimizer named G; D1 and D2
@@ -272,6 +327,7 @@ class Run:
         Raises:
             NotFiniteError: a loss of the previous step is NaN or infinite; no state with its consequences is ever written.
                 With --amp fp16 it may be, if the step was skipped for it and left no trace in the networks.
+            Stopped: a signal has asked for it; the state is saved.
         """
         self._look_at_losses()
         self._note_losses(step, losses, weights or {})
@@ -279,9 +335,19 @@ class Run:
             for domain, (batch, logits) in shown.items():
                 panel = prediction_panel(batch, logits, self.args.save_num_images, self.plan.classes)
                 self.log.picture(step, domain, panel)
-        if self.due(step, self.plan.val_every):
-            self._validate(step)
-        self._save(step)
+        self._finish_step(step)
+
+    def _finish_step(self, step: int) -> None:
+        """Validation, snapshot and state, and the end of the run if a signal asks for it."""
+        validated = not self.due(step, self.plan.val_every) or self._validate(step)
+        saved = validated and self._save(step)
+        if any_process(self.signals.received is not None):
+            if not saved:
+                self._save_state(step + 1, unfinished=not validated)
+            self._close()
+            raise Stopped(
+                f"stopped by {self.signals.received or 'a signal'} after step {step + 1}; --resume continues {self.directory}"
+            )
 
     def due(self, step: int, every: int) -> bool:
         """True after every `every` steps (never for 0)."""
@@ -348,14 +414,19 @@ class Run:
 
     # Validation
 
-    def _validate(self, step: int) -> None:
+    def _validate(self, step: int) -> bool:
         """Score every validation domain, log it, and keep the best snapshot (`<name>_best.pth`) apart from the last; a second
-        domain has a best of its own (`<name>_<domain>_best.pth`)."""
+        domain has a best of its own (`<name>_<domain>_best.pth`). False, with nothing logged or kept, if a signal came in."""
         self._look_at_losses()
         classes = self.plan.classes
+        matrices = {}
         for domain, loader in self.validation.items():
-            confusion = evaluate(self.network, loader, len(classes), self.device, autocast=self.autocast)
-            matrix = confusion.matrix.cpu().numpy()
+            batches = itertools.takewhile(lambda _: self.signals.received is None, loader)
+            confusion = evaluate(self.network, batches, len(classes), self.device, autocast=self.autocast)
+            matrices[domain] = confusion.matrix.cpu().numpy()
+        if any_process(self.signals.received is not None):
+            return False
+        for domain, matrix in matrices.items():
             miou = mean_iou(matrix)
             self.last[domain] = {"miou": miou, "step": step}
             better = miou > self.best.get(domain, {"miou": -1.0})["miou"]
@@ -367,6 +438,7 @@ class Run:
                 if better:
                     self._save_networks(f"{domain}_best" if domain else "best")
         self._restart_clock()
+        return True
 
     def _score_line(self, domain: str) -> str:
         last, best = self.last[domain], self.best[domain]
@@ -375,22 +447,24 @@ class Run:
 
     # Files
 
-    def _save(self, step: int) -> None:
-        """A snapshot every --save-pred-every steps, the state every --save-state-every steps. It comes after the validation of
-        the step, so that a state knows the best score so far."""
+    def _save(self, step: int) -> bool:
+        """A snapshot every --save-pred-every steps, the state every --save-state-every steps; true if the state was saved. It
+        comes after the validation of the step, so that a state knows the best score so far."""
         tag = self.snapshots.tag(step, self.args.save_pred_every)
         if tag is not None:
             self._look_at_losses()
             if is_main():
                 self._save_networks(tag)
-        if tag is not None or self.due(step, self.args.save_state_every):
+        due = tag is not None or self.due(step, self.args.save_state_every)
+        if due:
             self._save_state(step + 1)
+        return due
 
     def _save_networks(self, tag: int | str) -> None:
         for name, content in self.snapshots.files(tag, self.networks).items():
             save_tensors(content, self._path(name), for_originals=True)
 
-    def _save_state(self, next_step: int) -> None:
+    def _save_state(self, next_step: int, unfinished: bool = False) -> None:
         self._look_at_losses()
         states: list[Any] = [random_state()]
         if world_size() > 1:
@@ -400,6 +474,7 @@ class Run:
             save_state(
                 {
                     "next_step": next_step,
+                    "unfinished": unfinished,
                     "args": json.loads(json.dumps(vars(self.args))),
                     "networks": {key: network.state_dict() for key, network in self.networks.items()},
                     "optimizers": {key: optimizer.state_dict() for key, optimizer in self.optimizers.items()},
@@ -418,8 +493,11 @@ class Run:
         for loader in self.loaders.values():
             loader.close()
         self.log.close()
-        if not is_main():
-            return
+        self.signals.close()
+        if is_main():
+            self.lock.release()
+
+    def _tell_end(self) -> None:
         for domain in self.last:
             print(f"last validation, after step {self.last[domain]['step'] + 1}: {self._score_line(domain)}")
         print(f"weights: {self.last_weights()}")

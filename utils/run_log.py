@@ -76,6 +76,6 @@ def _drop_lines_from(path: str, step: int) -> None:
 
 def _step_of(line: bytes) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return math.inf  # the last line of a killed process may be cut off
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return math.inf  # the last line of a killed process may be cut off, and on a damaged disk anything may stand there
