@@ -147,7 +147,7 @@ def _args_of_run(source: str) -> dict[str, Any]:
     try:
         with open(path) as file:
             found = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: is no args.json of a run ({error}); fix or remove it") from error
     if not isinstance(found, dict):
         raise WeightsError(f"{path}: is no args.json of a run (holds a {type(found).__name__}); fix or remove it")

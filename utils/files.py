@@ -47,8 +47,19 @@ def replacing(path: str | os.PathLike, sync: bool = True) -> Iterator[BinaryIO]:
             os.remove(temporary)
         cause = _of_the_system(error)
         if cause is not None and cause.filename in (None, temporary):
-            raise OSError(cause.errno, _reason(cause, path, written), os.fspath(path)) from error
+            raise _named(cause, path, written) from error
         raise
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Let an error of the operating system that names no file name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise _named(error, path) from error
 
 
 def _of_the_system(error: BaseException | None) -> OSError | None:
@@ -60,11 +71,12 @@ def _of_the_system(error: BaseException | None) -> OSError | None:
     return None
 
 
-def _reason(error: OSError, path: str | os.PathLike, written: int) -> str:
-    if error.errno not in FULL:
-        return error.strerror
-    free = shutil.disk_usage(os.path.dirname(path) or ".").free
-    return f"{error.strerror}; it needs more than {written} bytes, {free} are free"
+def _named(error: OSError, path: str | os.PathLike, written: int = 0) -> OSError:
+    reason = error.strerror
+    if error.errno in FULL:
+        free = shutil.disk_usage(os.path.dirname(path) or ".").free
+        reason = f"{reason}; it needs more than {written} bytes, {free} are free"
+    return OSError(error.errno, reason, os.fspath(path))
 
 
 def sweep(directory: str, is_ours: Callable[[str], bool]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .files import replacing
+from .files import naming, replacing
 
 
 class RunLog:
@@ -22,9 +22,9 @@ class RunLog:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only runs need it
 
-        path = os.path.join(directory, "metrics.jsonl")
-        _drop_lines_from(path, first_step)
-        self.metrics = open(path, "a", buffering=1)
+        self.path, self.board_file = (os.path.join(directory, name) for name in ("metrics.jsonl", "events.out.tfevents"))
+        _drop_lines_from(self.path, first_step)
+        self.metrics = open(self.path, "a", buffering=1)
         self.board = SummaryWriter(directory, purge_step=first_step if resumed else None)
 
     def line(self, step: int, groups: Mapping[str, Mapping[str, float]]) -> None:
@@ -33,10 +33,11 @@ class RunLog:
         if not self.writes:
             return
         numbers = {name: _finite(value) for values in groups.values() for name, value in values.items()}
-        self.metrics.write(json.dumps({"step": step, **numbers}) + "\n")
-        for group, values in groups.items():
-            for name, value in values.items():
-                self.board.add_scalar(f"{group}/{name}", value, step)
+        self._write({"step": step, **numbers})
+        with naming(self.board_file):
+            for group, values in groups.items():
+                for name, value in values.items():
+                    self.board.add_scalar(f"{group}/{name}", value, step)
 
     def validation(self, step: int, domain: str, miou: float, iou: Mapping[str, float]) -> None:
         """The IoU of a validation, in fractions; classes that are absent (nan) are null."""
@@ -44,21 +45,28 @@ class RunLog:
             return
         prefix = f"{domain}_" if domain else ""
         known = {name: _finite(value) for name, value in iou.items()}
-        self.metrics.write(json.dumps({"step": step, f"{prefix}val_miou": miou, f"{prefix}val_iou": known}) + "\n")
-        self.board.add_scalar(f"{prefix}validation/mIoU", miou, step)
-        for name, value in known.items():
-            if value is not None:
-                self.board.add_scalar(f"{prefix}validation IoU/{name}", value, step)
+        self._write({"step": step, f"{prefix}val_miou": miou, f"{prefix}val_iou": known})
+        with naming(self.board_file):
+            self.board.add_scalar(f"{prefix}validation/mIoU", miou, step)
+            for name, value in known.items():
+                if value is not None:
+                    self.board.add_scalar(f"{prefix}validation IoU/{name}", value, step)
 
     def picture(self, step: int, title: str, picture: np.ndarray) -> None:
         """An (H,W,3) uint8 picture in TensorBoard."""
         if self.writes:
-            self.board.add_image(title, picture, step, dataformats="HWC")
+            with naming(self.board_file):
+                self.board.add_image(title, picture, step, dataformats="HWC")
 
     def close(self) -> None:
         if self.writes:
             self.metrics.close()
-            self.board.close()
+            with naming(self.board_file):
+                self.board.close()
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        with naming(self.path):
+            self.metrics.write(json.dumps(row) + "\n")
 
 
 def _finite(value: float) -> float | None:
