@@ -58,7 +58,7 @@ from utils.iou import scores, table, write_results
 from utils.locks import locked
 from utils.old_names import OLD_NAMES
 from utils.outputs import check_file, check_folder, is_json_of_scores, is_our_picture, is_table_of_scores
-from utils.parser import Flags, Parser, numbers, positive
+from utils.parser import Flags, Parser, positive, positive_numbers
 from utils.pictures import curve, save_colours, save_ids, save_picture
 
 
@@ -129,7 +129,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     group.add_argument("--test-steps", type=int, choices=(1, 2, 4), default=1, help="cbst: NxN passes over shifted images")
     words.add_switch("--resize-labels", group=group, default=None, help="score at the input size, labels resized to it")
     words.add_switch("--flip", group=group, default=None, help="average the scores of the image and its mirror image")
-    group.add_argument("--scales", type=numbers, metavar="LIST", help="average over these input scales, such as 0.75,1,1.25")
+    group.add_argument("--scales", type=positive_numbers, metavar="LIST", help="average over these scales, such as 0.75,1,1.25")
     group = words.add_argument_group("what is written")
     group.add_argument("--save", metavar="DIR", help="where predictions go (default ./result/cityscapes); `none` writes none")
     words.add_switch("--no-save-results", group=group, help="the same as --save none")

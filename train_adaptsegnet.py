@@ -92,11 +92,12 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     group.add_argument("--protocol", choices=PROTOCOLS, default="original", help=PROTOCOL)
     group.add_argument("--iter-size", type=positive, default=1, help="sub-iterations whose gradients are accumulated")
     group.add_argument("--gan", choices=("Vanilla", "LS"), default="Vanilla", help="loss of the discriminators")
-    group.add_argument("--lambda-seg", type=float, default=0.1, help="weight of level 1's segmentation loss (level 2: 1)")
-    group.add_argument("--lambda-adv-target1", type=float, default=0.0002, help="weight of level 1's adversarial loss")
-    group.add_argument("--lambda-adv-target2", type=float, default=0.001, help="weight of level 2's adversarial loss")
+    group.add_argument("--lambda-seg", type=not_negative, default=0.1, help="weight of level 1's segmentation (level 2: 1)")
+    group.add_argument("--lambda-adv-target1", type=not_negative, default=0.0002, help="weight of level 1's adversarial loss")
+    group.add_argument("--lambda-adv-target2", type=not_negative, default=0.001, help="weight of level 2's adversarial loss")
     group.add_argument("--learning-rate-D", type=not_negative, default=1e-4, help="of the discriminators")
     group.add_argument("--restore-discriminator", metavar="D1,D2", help="weights of the discriminators, comma-separated")
+    parser.add_switch("--fresh-classifier", group=group, help=flags.FRESH_CLASSIFIER)
     parser.add_switch("--random-mirror", group=group, help="mirror images at random (the original ignores this flag)")
     parser.describe(
         restore_from=f"{flags.RESTORE_FROM}; with --protocol paddle the same file for Paddle",
@@ -139,7 +140,7 @@ def main(args: Flags) -> None:
     D = {level: OutputDiscriminator(len(classes)) for level in (1, 2)[-len(G.head_names) :]}
     lambda_seg = {1: args.lambda_seg, 2: 1.0}
     lambda_adv = {1: args.lambda_adv_target1, 2: args.lambda_adv_target2}
-    restore(G, args.restore_from, protocol.usual_weights)
+    restore(G, args.restore_from, protocol.usual_weights, fresh_classifier=args.fresh_classifier)
     restore_discriminators(list(D.values()), args.restore_discriminator)
     for network in (G, *D.values()):
         prepare(network, args, device).train()

@@ -35,11 +35,11 @@ from model import OutputDiscriminator, build_model, upsample
 from utils import distributed, flags
 from utils.device import prepare, set_up
 from utils.domains import source_loader, target_loader, target_val_loader
-from utils.errors import exit_with_message
+from utils.errors import RunError, exit_with_message
 from utils.losses import IGNORED, cross_entropy, mean_over_labelled
 from utils.old_names import OLD_NAMES
 from utils.optimizers import discriminator_optimizer, poly, segmentation_optimizer
-from utils.parser import Flags, Parser, not_negative
+from utils.parser import Flags, Parser, count, not_negative
 from utils.plan import plan_steps
 from utils.run import Run
 from utils.starting_weights import INITIALISATION, restore, restore_discriminators
@@ -60,13 +60,14 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     flags.add_optimization_flags(parser, num_steps=100000, num_steps_stop=None, save_pred_every=2000)
     group = parser.add_argument_group("CLAN")
     group.add_argument("--protocol", choices=PROTOCOLS, default="original", help=PROTOCOL)
-    group.add_argument("--lambda-weight", type=float, default=0.01, help="weight of the weight discrepancy loss")
-    group.add_argument("--lambda-adv", type=float, default=0.001, help="weight of the adversarial loss")
-    group.add_argument("--lambda-local", type=float, help="how much disagreement adds to it (default 40; SYNTHIA 10)")
-    group.add_argument("--epsilon", type=float, default=0.4, help="what is left of it without disagreement")
-    group.add_argument("--preheat-steps", type=int, metavar="N", help="warm-up (default: a twentieth of --num-steps-stop)")
+    group.add_argument("--lambda-weight", type=not_negative, default=0.01, help="weight of the weight discrepancy loss")
+    group.add_argument("--lambda-adv", type=not_negative, default=0.001, help="weight of the adversarial loss")
+    group.add_argument("--lambda-local", type=not_negative, help="how much disagreement adds to it (default 40; SYNTHIA 10)")
+    group.add_argument("--epsilon", type=not_negative, default=0.4, help="what is left of it without disagreement")
+    group.add_argument("--preheat-steps", type=count, metavar="N", help="warm-up (default: a twentieth of --num-steps-stop)")
     group.add_argument("--learning-rate-D", type=not_negative, help="of the discriminator (default 1e-4; paddle 1e-3)")
     group.add_argument("--restore-discriminator", metavar="FILE", help="weights of the discriminator")
+    parser.add_switch("--fresh-classifier", group=group, help=flags.FRESH_CLASSIFIER)
     parser.add_switch("--random-scale", group=group, default=True, help=RANDOM_SCALE)
     parser.add_switch("--random-mirror", group=group, default=True, help="mirror every second image")
     parser.describe(
@@ -81,6 +82,8 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     protocol = PROTOCOLS[args.protocol]
     args = flags.with_defaults(args, **protocol.defaults)
     args = flags.complete(flags.with_defaults(args, input_size=protocol.source_sizes.get(args.source)))
+    if args.preheat_steps is not None and args.preheat_steps >= args.num_steps_stop:
+        raise RunError(f"--preheat-steps {args.preheat_steps}: the run ends before, after {args.num_steps_stop} steps")
     return flags.with_defaults(args, lambda_local=LAMBDA_LOCAL.get(args.source, 40.0), preheat_steps=args.num_steps_stop // 20)
 
 
@@ -203,7 +206,7 @@ def main(args: Flags) -> None:
     D = OutputDiscriminator(len(classes))
     if protocol.stem_norm_fixed:
         G.freeze_stem_norm()
-    restore(G, args.restore_from, protocol.usual_weights)
+    restore(G, args.restore_from, protocol.usual_weights, fresh_classifier=args.fresh_classifier)
     restore_discriminators([D], args.restore_discriminator)
     for network in (G, D):
         prepare(network, args, device).train()

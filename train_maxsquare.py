@@ -44,7 +44,7 @@ from utils.errors import RunError, exit_with_message
 from utils.losses import IGNORED, cross_entropy
 from utils.old_names import OLD_NAMES
 from utils.optimizers import adam, poly, segmentation_optimizer
-from utils.parser import Flags, Parser, positive
+from utils.parser import Flags, Parser, fraction, not_negative, positive
 from utils.plan import Plan
 from utils.run import Run
 from utils.starting_weights import restore
@@ -67,11 +67,11 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     parser.set_defaults(batch_norm="train", val_every=None)
     group = parser.add_argument_group("MaxSquare (defaults with --city-name, the script for CrossCity, in brackets)")
     group.add_argument("--target-mode", choices=TARGET_MODES, default="maxsquare", help="loss on target images")
-    group.add_argument("--lambda-target", type=float, help="its weight (1 [0.1]; published: 0.1, with --multi 0.09)")
-    group.add_argument("--IW-ratio", type=float, default=0.2, help="of image-wise weights: 0 all alike, 1 inverse frequency")
-    group.add_argument("--threshold", type=float, help="of pseudo-labels, in hard and in the guidance of --multi (0.95 [0.98])")
+    group.add_argument("--lambda-target", type=not_negative, help="its weight (1 [0.1]; published: 0.1, with --multi 0.09)")
+    group.add_argument("--IW-ratio", type=fraction, default=0.2, help="of image-wise weights: 0 all alike, 1 inverse frequency")
+    group.add_argument("--threshold", type=fraction, help="of pseudo-labels, in hard and in --multi's guidance (0.95 [0.98])")
     parser.add_switch("--multi", group=group, help="train the lower classifier with self-produced guidance")
-    group.add_argument("--lambda-seg", type=float, default=0.1, help="weight of the lower classifier")
+    group.add_argument("--lambda-seg", type=not_negative, default=0.1, help="weight of the lower classifier")
     group.add_argument("--round-num", type=positive, default=1, help="rounds; only the learning rate runs over all of them")
     group.add_argument("--epoch-each-round", type=positive, default=2, help="epochs of a round")
     group.add_argument("--epoch-num", type=positive, metavar="N", help="epochs in all, instead of rounds ([10])")
@@ -81,6 +81,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     parser.add_switch("--val-source", group=group, help="validate on the source's val split too (GTA5: needs split.mat)")
     group.add_argument("--optim", choices=("SGD", "Adam"), default="SGD", help="Adam: betas (0.9, 0.99), each parameter once")
     parser.add_switch("--freeze-bn", group=group, help="the original's name for --batch-norm frozen-statistics")
+    parser.add_switch("--fresh-classifier", group=group, help=flags.FRESH_CLASSIFIER)
     parser.add_switch("--random-mirror", group=group, default=True, help="mirror every second image")
     parser.add_switch("--gaussian-blur", group=group, default=True, help="blur every second image, radius below 1 pixel")
     return complete(parser.parse_args(arguments))
@@ -193,7 +194,7 @@ def main(args: Flags) -> None:
     G = build_model(args.model, len(classes), aspp_branches=args.aspp_branches, batch_norm=args.batch_norm)
     if args.multi and len(G.head_names) == 1:
         raise RunError(f"--multi needs a network with a lower classifier; {args.model} has one classifier")
-    restore(G, args.restore_from)
+    restore(G, args.restore_from, fresh_classifier=args.fresh_classifier)
     G.freeze_stem_norm()
     if not args.multi:
         for head in G.heads()[:-1]:

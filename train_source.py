@@ -25,7 +25,7 @@ from utils.errors import exit_with_message
 from utils.losses import cross_entropy
 from utils.old_names import OLD_NAMES
 from utils.optimizers import adam, poly, segmentation_optimizer
-from utils.parser import Flags, Parser, positive
+from utils.parser import Flags, Parser, count, not_negative, positive
 from utils.plan import plan_steps
 from utils.run import Run
 from utils.starting_weights import restore
@@ -40,9 +40,9 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     group = parser.add_argument_group("source training")
     group.add_argument("--iter-size", type=positive, default=1, help="sub-iterations whose gradients are accumulated")
     parser.add_switch("--multi", group=group, help="also train the lower classifier (for MaxSquare --multi and AdaptSegNet)")
-    group.add_argument("--lambda-seg", type=float, default=0.1, help="weight of the lower classifier's loss")
+    group.add_argument("--lambda-seg", type=not_negative, default=0.1, help="weight of the lower classifier's loss")
     group.add_argument("--optim", choices=("SGD", "Adam"), default="SGD", help="Adam: betas (0.9, 0.99), each parameter once")
-    group.add_argument("--warmup", type=int, default=0, metavar="N", help="steps over which the learning rate rises from 0")
+    group.add_argument("--warmup", type=count, default=0, metavar="N", help="steps over which the learning rate rises from 0")
     parser.add_switch("--freeze-bn", group=group, help="the original's name for --batch-norm frozen-statistics")
     parser.add_switch("--random-mirror", group=group, default=True, help="mirror every second image")
     parser.add_switch("--gaussian-blur", group=group, default=True, help="blur every second image, radius below 1 pixel")

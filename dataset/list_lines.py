@@ -14,9 +14,12 @@ def read_lines(list_file: str) -> list[str]:
     """The lines of a list file without the blank ones."""
     try:
         with open(list_file, encoding="utf-8-sig") as file:
-            return [line.strip() for line in file if line.strip()]
+            lines = [line.strip() for line in file if line.strip()]
     except UnicodeDecodeError as error:
         raise DataError(f"{list_file}: not a text file with one image a line ({error.reason})") from error
+    if any("\0" in line for line in lines):
+        raise DataError(f"{list_file}: not a text file with one image a line (it holds zero bytes)")
+    return lines
 
 
 def pair(line: str) -> tuple[str, str] | None:

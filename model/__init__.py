@@ -11,7 +11,7 @@ from .errors import ModelError, WeightsError
 from .networks import MODELS, build_model, describe
 from .normalization import BATCH_NORM_MODES, CONVENTIONS
 from .recognition import settings_from_weights
-from .weights import load_model, load_weights, read_discriminator, read_weights
+from .weights import load_model, load_weights, lost_heads, read_discriminator, read_weights
 
 __all__ = [
     "BATCH_NORM_MODES",
@@ -26,6 +26,7 @@ __all__ = [
     "describe",
     "load_model",
     "load_weights",
+    "lost_heads",
     "read_discriminator",
     "read_weights",
     "settings_from_weights",

@@ -57,7 +57,7 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, source: str | os.Pa
     its random values, as at the start of training; everything else has to fit.
 
     Raises:
-        WeightsError: tensors are missing or have another shape; the message lists them and names `source`.
+        WeightsError: tensors are missing, have another shape or hold NaN; the message lists them and names `source`.
     """
     name, tensors = type(network).__name__, checkpoint.tensors
     heads: set[str] = set()
@@ -74,6 +74,9 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, source: str | os.Pa
     if bad:
         raise WeightsError(f"{source}: does not fit {name}: {_misfits(tensors, own, bad)}")
     usable = {key: value for key, value in tensors.items() if key in own and key.split(".")[0] not in fresh}
+    not_finite = [key for key, value in usable.items() if value.is_floating_point() and not value.isfinite().all()]
+    if not_finite:
+        raise WeightsError(f"{source}: holds values that are NaN or infinite, in {not_finite[0]} ({len(not_finite)} tensors)")
     network.load_state_dict(usable, strict=False)
     ignored = [key for key in tensors if key not in own]
     if fresh:
@@ -82,6 +85,16 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, source: str | os.Pa
         shown = ", ".join(ignored[:3] + ["..."] * (len(ignored) > 3))
         notes.append(f"{len(ignored)} ignored, which it has no place for ({shown})")
     return "; ".join([f"{source}: {TITLES[checkpoint.format]}", f"{len(usable)} tensors loaded", *notes])
+
+
+def lost_heads(network: Segmenter, checkpoint: Checkpoint, source: str | os.PathLike) -> list[str]:
+    """The classifiers of `network` that `load_weights(..., fresh_heads=True)` would leave random although `checkpoint` holds
+    some; none for a file without a classifier for segmentation, such as ImageNet weights or AdaptSegNet's initialisation."""
+    tensors, _ = _adapted(network, checkpoint, source, fresh_heads=True)
+    own = {key: value.shape for key, value in network.state_dict().items() if key.split(".")[0] in network.head_names}
+    if not any(key.split(".")[0] in network.head_names for key in tensors):
+        return []
+    return sorted({key.split(".")[0] for key, shape in own.items() if key not in tensors or tensors[key].shape != shape})
 
 
 def load_model(source: str | os.PathLike, name: str | None = None, **settings: Any) -> Segmenter:

@@ -27,7 +27,7 @@ from dataset.mini import PARTS, SOURCE, TARGET, formats, render
 from utils.errors import RunError
 from utils.files import make_parent, write_json
 from utils.outputs import check_file, check_folder, is_our_picture
-from utils.parser import Parser, positive, size
+from utils.parser import Parser, not_negative, positive, size
 from utils.pictures import colorize, grid, save_picture
 
 FOLDERS = {"gta5": "GTA5", "synthia": "SYNTHIA", "cityscapes": "Cityscapes", "crosscity": "NTHU_Datasets"}
@@ -54,7 +54,7 @@ def get_arguments(arguments: list[str] | None = None) -> Namespace:
     parser.add_argument("--size", type=size, default=(192, 96), metavar="W,H", help="of the images, in pixels")
     for name, default in (("source-train", 800), ("source-val", 160), ("target-train", 600), ("target-val", 160)):
         parser.add_argument(f"--{name}", type=positive, default=default, metavar="N", help="number of images")
-    parser.add_argument("--strength", type=float, default=0.5, help="of the domain gap: 0 none, 1 large")
+    parser.add_argument("--strength", type=not_negative, default=0.5, help="of the domain gap: 0 none, 1 large")
     parser.add_argument("--part", type=part, action="append", default=[], metavar="NAME=FACTOR",
                         help=f"multiply the strength of one part ({', '.join(PARTS)}); may be repeated")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="another seed renders other scenes")

@@ -34,7 +34,7 @@ from utils.flags import add_speed_flags
 from utils.locks import locked
 from utils.old_names import OLD_NAMES
 from utils.outputs import check_folder
-from utils.parser import Flags, Parser, size
+from utils.parser import Flags, Parser, fraction, size
 from utils.pictures import colorize, save_ids, save_picture
 
 INPUT_SIZE = "images are resized to this (default 1024,512; own classes: the image's own shape, at most 1024 wide or high)"
@@ -48,14 +48,11 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     parser.add_argument("--out", default="./result/overlays", metavar="DIR", help="where pictures go")
     parser.add_argument("--input-size", type=size, metavar="W,H", help=INPUT_SIZE)
     parser.add_switch("--keep-size", help="give the network images at their own size instead")
-    parser.add_argument("--opacity", type=float, default=0.5, help="of the colours: 0 none, 1 only colours")
+    parser.add_argument("--opacity", type=fraction, default=0.5, help="of the colours: 0 none, 1 only colours")
     parser.add_switch("--flip", help="average with the mirror image: somewhat better, half as fast")
     parser.add_switch("--ids", help="also write maps of train ids")
     add_speed_flags(parser, workers=2)
-    args = parser.parse_args(arguments)
-    if not 0 <= args.opacity <= 1:
-        parser.error(f"--opacity {args.opacity}: not between 0 and 1")
-    return Flags(**vars(args))
+    return Flags(**vars(parser.parse_args(arguments)))
 
 
 def main(args: Flags) -> None:

@@ -20,7 +20,7 @@ from utils import flags
 from utils.errors import exit_with_message
 from utils.old_names import OLD_NAMES
 from utils.outputs import check_file, is_our_picture
-from utils.parser import Flags, Parser, size
+from utils.parser import Flags, Parser, above_zero, size
 from utils.pictures import grid, save_picture
 
 WIDTH = 192  # of a class's picture
@@ -30,7 +30,7 @@ def get_arguments(arguments: Sequence[str] | None = None) -> Flags:
     parser = Parser(__doc__, OLD_NAMES["spatial_prior.py"])
     flags.add_label_flags(parser)
     parser.add_argument("--size", type=size, default=(2048, 1024), metavar="W,H", help="of the prior: the target's images")
-    parser.add_argument("--sigma", type=float, help="of the Gaussian in pixels (default 70 / 6 at a width of 2048)")
+    parser.add_argument("--sigma", type=above_zero, help="of the Gaussian in pixels (default 70 / 6 at a width of 2048)")
     parser.add_argument("--output", metavar="FILE", help=".mat or .npz (default spatial_prior_C.mat in the data's root)")
     parser.add_argument("--draw", metavar="FILE", help="also draw it: a picture of each class")
     args = flags.complete_label_flags(parser.parse_args(arguments))

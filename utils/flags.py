@@ -29,6 +29,7 @@ RESTORE_FROM = (
     "weights to start from: a file, a URL, or torchvision:NAME; `none` starts from random weights (default: the ImageNet/COCO "
     "initialisation file, in ./model or ./pretrained_model)"
 )
+FRESH_CLASSIFIER = "accept weights whose classifier is for other classes or layers: ours starts from random values"
 UPDATES = (
     "published: most trunk parameters are updated 3 or 4 times a step, as PyTorch 1.0 did with the originals' lists of "
     "parameters; clean: each once"
@@ -140,21 +141,21 @@ def add_run_flags(parser: Parser) -> Any:
     group.add_argument("--resume", nargs="?", const=True, default=False, type=values.resume, metavar="auto", help=RESUME)
     group.add_argument("--log-every", type=positive, default=10, metavar="N", help="steps between lines of metrics.jsonl")
     group.add_argument(
-        "--val-every", type=int, default=0, metavar="N", help="steps between validations, which keep the best (0: none)"
+        "--val-every", type=values.count, default=0, metavar="N", help="steps between validations, which keep the best; 0: none"
     )
-    group.add_argument("--save-num-images", type=int, default=2, metavar="N", help="images in TensorBoard's pictures")
+    group.add_argument("--save-num-images", type=values.count, default=2, metavar="N", help="images in TensorBoard's pictures")
     return group
 
 
 def add_speed_flags(parser: Parser, workers: int | None = None) -> None:
     group = parser.add_argument_group("device and speed")
-    group.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
-    group.add_argument("--gpu", metavar="N", help="number of the GPU, the same as --device cuda:N")
+    group.add_argument("--device", type=values.device, default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--gpu", type=values.count, metavar="N", help="number of the GPU, the same as --device cuda:N")
     group.add_argument(
         "--cpu", dest="device", action="store_const", const="cpu", default="auto", help="the same as --device cpu"
     )
     if workers is not None:
-        group.add_argument("--num-workers", type=int, default=workers, metavar="N", help="processes that read images; 0: none")
+        group.add_argument("--num-workers", type=values.count, default=workers, metavar="N", help="that read images; 0: none")
     group.add_argument(
         "--fast", action=_Fast, nargs="?", const=True, default=SUPPRESS, type=values.truth, metavar="BOOL", help=FAST
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -136,6 +137,37 @@ def numbers(word: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{word!r} is not a list of numbers such as 0.5,1.0") from None
 
 
+def positive_numbers(word: str) -> tuple[float, ...]:
+    """As `numbers`, all above 0."""
+    found = numbers(word)
+    if not all(0 < value < float("inf") for value in found):
+        raise argparse.ArgumentTypeError(f"{word!r}: all numbers must be above 0")
+    return found
+
+
+def scale_range(word: str) -> tuple[float, ...]:
+    """`0.5,1.5` to (0.5, 1.5): two numbers above 0, the larger one last."""
+    found = positive_numbers(word)
+    if len(found) != 2 or found[0] > found[1]:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a range LOW,HIGH such as 0.5,1.5")
+    return found
+
+
+def device(word: str) -> str:
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", word):
+        raise argparse.ArgumentTypeError(f"{word!r} is not a device known here: auto, cpu, cuda or cuda:N")
+    return word
+
+
+def count(word: str) -> int:
+    """A whole number of at least 0."""
+    value = int(word)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{word} is below 0")
+    return value
+
+
 def positive(word: str) -> int:
     """A whole number of at least 1."""
     value = int(word)
@@ -149,4 +181,20 @@ def not_negative(word: str) -> float:
     value = float(word)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{word} is not a number of at least 0")
+    return value
+
+
+def above_zero(word: str) -> float:
+    """A number above 0."""
+    value = float(word)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{word} is not a number above 0")
+    return value
+
+
+def fraction(word: str) -> float:
+    """A number from 0 to 1."""
+    value = float(word)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{word} is not between 0 and 1")
     return value

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from model import WeightsError, load_weights, read_discriminator, read_weights
+from model import WeightsError, load_weights, lost_heads, read_discriminator, read_weights
 from model.segmenter import Segmenter
 
 from . import distributed
@@ -13,10 +13,16 @@ from . import distributed
 INITIALISATION = "DeepLab_resnet_pretrained_init-f81d91e8.pth"
 
 
-def restore(network: Segmenter, source: str | None, usual: str = INITIALISATION, fresh_heads: bool = True) -> None:
+def restore(
+    network: Segmenter, source: str | None, usual: str = INITIALISATION, fresh_heads: bool = True, fresh_classifier: bool = True
+) -> None:
     """Give `network` its starting weights from --restore-from, or else from the file `usual`, and print what was loaded.
 
-    With `fresh_heads` classifiers that the file lacks, or has for another number of classes, keep their random values.
+    Args:
+        fresh_heads: classifiers that do not fit keep their random values, as at the start of training; otherwise everything
+            has to fit.
+        fresh_classifier: false for adaptation: what was trained on the source must not lose its classifier unnoticed, so only
+            a file without any classifier for segmentation, such as ImageNet's, leaves them random.
 
     Raises:
         WeightsError: the file does not fit, or none is named and the usual one is not found.
@@ -32,7 +38,14 @@ def restore(network: Segmenter, source: str | None, usual: str = INITIALISATION,
                 "Name a file or URL with --restore-from, or start from random weights with "
                 "--restore-from none"
             )
-    report = load_weights(network, read_weights(source), source, fresh_heads)
+    checkpoint = read_weights(source)
+    lost = [] if fresh_classifier else lost_heads(network, checkpoint, source)
+    if lost:
+        raise WeightsError(
+            f"{source}: its classifiers do not fit: {', '.join(lost)} would start from random values (other classes, or on "
+            "another layer); adapt weights that fit --num-classes and --model, or accept it with --fresh-classifier"
+        )
+    report = load_weights(network, checkpoint, source, fresh_heads)
     if distributed.is_main():
         print(report)
 
