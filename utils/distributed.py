@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import cache
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import distributed, nn
@@ -125,7 +125,7 @@ def in_main(action: Callable[[], None]) -> None:
 @cache
 def _cpu_group() -> distributed.ProcessGroup:
     """All processes, by a way that does not wait for the GPU."""
-    return distributed.new_group(backend="gloo")
+    return cast(distributed.ProcessGroup, distributed.new_group(backend="gloo"))
 
 
 def wait_for_all() -> None:

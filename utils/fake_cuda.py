@@ -113,9 +113,11 @@ def _seen_by_autograd(run_backward: Any) -> Any:
 
 
 def _select_convolution(select: Any) -> Any:
+    cudnn = getattr(torch._C, "_ConvBackend").Cudnn  # PyTorch's stubs lack it
+
     def selected(*args: Any, **options: Any) -> Any:
         image = options["input"] if "input" in options else args[0]
-        return torch._C._ConvBackend.Cudnn if image.device.type == "cuda" else select(*args, **options)
+        return cudnn if image.device.type == "cuda" else select(*args, **options)
 
     return selected
 
