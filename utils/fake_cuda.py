@@ -113,7 +113,7 @@ def _seen_by_autograd(run_backward: Any) -> Any:
 
 
 def _select_convolution(select: Any) -> Any:
-    cudnn = getattr(torch._C, "_ConvBackend").Cudnn  # PyTorch's stubs lack it
+    cudnn = torch._C._ConvBackend.Cudnn  # type: ignore[attr-defined]  # PyTorch's stubs lack it
 
     def selected(*args: Any, **options: Any) -> Any:
         image = options["input"] if "input" in options else args[0]
