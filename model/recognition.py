@@ -33,6 +33,12 @@ def settings_of(checkpoint: Checkpoint, source: str) -> dict[str, Any]:
     return recognise(checkpoint.tensors, source)
 
 
+def place_of_settings(checkpoint: Checkpoint, source: str) -> str:
+    """The file that `settings_of` has them from: the `args.json` beside the weights, or the weights themselves."""
+    beside = checkpoint.settings is None and are_settings(_args_of_run(source).get("network"))
+    return _args_path(source) if beside else source
+
+
 def classes_of(checkpoint: Checkpoint, num_classes: int, source: str) -> dict[str, list] | None:
     """The names and colours of a network's classes, noted in its file or in the `args.json` beside it; None: unknown.
 

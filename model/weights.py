@@ -19,7 +19,7 @@ from .errors import ModelError, WeightsError
 from .mxnet import is_params, read_params
 from .networks import MODELS, build_model, known_name
 from .paddle import is_pdparams, read_pdparams
-from .recognition import classes_of, head_layout, settings_of
+from .recognition import classes_of, head_layout, place_of_settings, settings_of
 from .segmenter import Segmenter
 from .vgg import TORCHVISION_KEYS
 
@@ -120,7 +120,10 @@ def load_model(source: str | os.PathLike, name: str | None = None, **settings: A
     try:
         network = build_model(**found)
     except ModelError as error:
-        raise WeightsError(f"{source}: {error}") from error
+        raise WeightsError(f"{place_of_settings(checkpoint, str(source))}: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        place, reason = place_of_settings(checkpoint, str(source)), str(error).splitlines()[0]
+        raise WeightsError(f"{place}: the settings that it notes build no network ({reason})") from error
     network.classes = classes_of(checkpoint, network.settings["num_classes"], str(source))
     network.load_report = load_weights(network, checkpoint, source)
     network.checkpoint_format = checkpoint.format

@@ -252,7 +252,15 @@ def test_foreign_lines_in_the_metrics(line, mini_data, finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", (b"", b"\xff\xfe", b"[]", b"null", b"[" * 100000, b'{"network": 3}', b'{"network": {"name": 1}}')
+    "content",
+    (
+        *(b"", b"\xff\xfe", b"[]", b"null", b"[" * 100000, b'{"network": 3}', b'{"network": {"name": 1}}'),
+        *(
+            b'{"network": {"name": "MiniResNet18", "num_classes": %b}}' % value
+            for value in (b"true", b"1e9", b'"x"', b"-1", b"0", b"[]", b"1" * 30)
+        ),
+        b'{"network": {"name": "MiniResNet18", "num_classes": 19, "aspp_rates": ["x"]}}',
+    ),
 )
 def test_a_damaged_args_json(content, finished, mini_data, tmp_path):
     shutil.copytree(finished, tmp_path / "run")

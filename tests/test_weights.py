@@ -294,10 +294,10 @@ def test_args_json_of_other_things(save, tmp_path, monkeypatch):
     (tmp_path / "args.json").write_text(json.dumps({"network": {"name": "NoSuch", "num_classes": 19}}))
     with pytest.raises(ModelError, match="unknown network 'NoSuch'"):
         load_model(path, "MiniResNet18")
-    with pytest.raises(WeightsError, match="weights.pth: unknown network 'NoSuch'"):
+    with pytest.raises(WeightsError, match="args.json: unknown network 'NoSuch'"):
         load_model(path)
     (tmp_path / "args.json").write_text(json.dumps({"network": {"name": "MiniResNet18", "num_classes": "19"}}))
-    with pytest.raises(WeightsError, match="weights.pth: network MiniResNet18: setting num_classes must be of type int"):
+    with pytest.raises(WeightsError, match="args.json: network MiniResNet18: setting num_classes must be of type int"):
         load_model(path)
     (tmp_path / "args.json").write_text("[1]")
     with pytest.raises(WeightsError, match="args.json: is no args.json of a run .holds a list"):
