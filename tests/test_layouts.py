@@ -153,3 +153,9 @@ def test_the_network_s_classes_must_be_the_data_set_s(mini_data):
     with pytest.raises(DataError, match="GTA5 .*GTA5 has no class '0'; wanted: 0, 1, 2; it has: road, sidewalk"):
         build_dataset("gta5", mini_data / "GTA5", "all", classes=class_set(3))
     build_dataset("gta5", mini_data / "GTA5", "all", classes=class_set(3), labels=False)
+
+
+def test_a_list_with_zero_bytes_is_no_list(mini_data, tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"00001.png\n000\x0002.png\n")
+    with pytest.raises(DataError, match=r"list.txt: not a text file with one image a line \(it holds zero bytes\)"):
+        find_records("gta5", mini_data / "GTA5", "all", tmp_path / "list.txt")
