@@ -52,7 +52,6 @@ from utils.self_training.prior import read_prior
 from utils.self_training.protocols import CRST, PROTOCOLS, Protocol
 from utils.self_training.training_set import source_subset, training_set
 from utils.starting_weights import restore
-from utils.state import has_state
 
 SAMPLE_POLICIES = {"r": "random", "c": "cumulative"}  # both originals take the letters, too
 SAMPLE_POLICY = "random: other images in each round; cumulative: the same and more (default random; cbst cumulative)"
@@ -177,7 +176,7 @@ def main(args: Flags) -> None:
                 os.makedirs(directory, exist_ok=True)
                 print(f"\nround {now.number}: {now.target:.0%} of the target's pixels, {now.source:.2%} of the source's images")
             distributed.wait_for_all()
-            resume = args.resume and has_state(directory)
+            resume = "auto" if args.resume else False
             settings = args.with_values(snapshot_dir=directory, resume=resume, learning_rate=now.learning_rate)
 
             # Label the target, then train on it and on a little of the source

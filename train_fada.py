@@ -51,7 +51,6 @@ from utils.self_training.flags import low_high
 from utils.self_training.label_folders import LabelFolder
 from utils.self_training.labelling import label_every_pixel
 from utils.starting_weights import restore, restore_discriminators
-from utils.state import has_state
 
 JITTER, NO_JITTER = (0.5, 0.5, 0.5, 0.2), (0, 0, 0, 0)
 SOURCE, TARGET = 0, 1
@@ -194,7 +193,7 @@ def main(args: Flags) -> None:
             last = os.path.join(settings.snapshot_dir, f"model_iter{settings.num_steps_stop:06d}.pth")
             if args.resume and os.path.exists(last):
                 continue
-            settings = settings.with_values(resume=args.resume and has_state(settings.snapshot_dir))
+            settings = settings.with_values(resume="auto" if args.resume else False)
         seed_everything(args.random_seed)  # a stage is the same whether the ones before it ran or were finished
         if distributed.is_main():
             print(f"\nstage {settings.stage}: {settings.snapshot_dir}")

@@ -2,16 +2,22 @@
 
     python scripts/benchmark.py                                          # on a CPU: loaders at real sizes, a small network
     python scripts/benchmark.py --device cuda --amp bf16 --channels-last # on a GPU: the published network and sizes
+    python scripts/benchmark.py --model-step                             # without a GPU: what published steps ask of one
+    python scripts/benchmark.py --model-step "train_clan.py --amp bf16"  # ... or this one
 
 Loaders: samples per second of one process with one thread, from rendered files in the official sizes and formats. Training: the
 training scripts themselves, loaders included, from the times in their metrics.jsonl. Evaluation: prediction at full label
 resolution with the confusion matrix on the device. Pseudo-labels: the labelling of a CBST round for few and for more images of
-2048x1024 (--images); memory must not grow with their number. Repeated measurements are given as medians.
+2048x1024 (--images); memory must not grow with their number. Repeated measurements are given as medians. Modelled steps: see
+utils/cost_model.py and docs/benchmarks.md.
 """
 
+import contextlib
+import importlib
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -33,9 +39,12 @@ from dataset.segmentation import build_dataset
 from dataset.transforms import Resize
 from model import build_model
 from scripts import make_mini_data
+from utils import fake_cuda
 from utils.confusion import ConfusionMatrix
+from utils.cost_model import CARDS, cost_of_step
 from utils.device import autocast, choose, peak_memory, prepare
 from utils.domains import target_domain
+from utils.errors import RunError, exit_with_message
 from utils.evaluation import predict
 from utils.files import write_json
 from utils.flags import add_speed_flags
@@ -54,6 +63,10 @@ STEPS = {
     "MaxSquare": ["train_maxsquare.py", "--target-mode", "IW_maxsquare", "--val-every", "0"],
     "CLAN": ["train_clan.py", "--random-scale", "False"],
 }
+MODEL_STEP = (
+    "count the kernels, memory and time of a training step on GPUs that need not be there, and measure nothing: of published "
+    "methods, or of a script with its flags, in quotes"
+)
 
 
 def get_arguments(arguments: list[str] | None = None) -> Namespace:
@@ -70,6 +83,7 @@ def get_arguments(arguments: list[str] | None = None) -> Namespace:
     parser.add_argument("--steps", type=positive, default=10, help="measured repetitions, after as many as needed to warm up")
     parser.add_argument("--threads", type=positive, default=1, help="threads of one process, on a CPU")
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
+    parser.add_argument("--model-step", nargs="?", const="", metavar="COMMAND", help=MODEL_STEP)
     add_speed_flags(parser)
     args = parser.parse_args(arguments)
     on_gpu = choose(args).type == "cuda"
@@ -83,6 +97,9 @@ def get_arguments(arguments: list[str] | None = None) -> Namespace:
 
 def main(args: Namespace) -> None:
     check_file("--json", args.json, is_json_with("machine"))
+    if args.model_step is not None:
+        model_step(args.model_step)
+        return
     torch.set_num_threads(args.threads)
     device = choose(args)
     torch.backends.cudnn.benchmark = True
@@ -94,6 +111,26 @@ def main(args: Namespace) -> None:
             print(f"{section:10s} {name:34s} " + "  ".join(f"{key} {value:.3g}" for key, value in values.items()), flush=True)
     if args.json:
         write_json(args.json, figures)
+
+
+def model_step(command: str) -> None:
+    """Print what a step of the script and flags in `command`, or of every published method, asks of a GPU."""
+    if fake_cuda.FOLDER not in os.environ:
+        reason = fake_cuda.why_not()
+        if reason:
+            raise RunError(f"--model-step cannot be counted here: {reason}")
+        with tempfile.TemporaryDirectory() as folder:
+            sys.exit(subprocess.run([sys.executable, *sys.argv], env=fake_cuda.environment(folder)).returncode)
+    precisions = ("", "--amp bf16 --channels-last")
+    commands = [command] if command else [f"{' '.join(words)} {more}" for words in STEPS.values() for more in precisions]
+    for one in commands:
+        name, *flags = shlex.split(one)
+        script = importlib.import_module(name.removesuffix(".py"))
+        with contextlib.redirect_stdout(sys.stderr):
+            cost = cost_of_step(script, script.get_arguments(flags))
+        times = "  ".join(f"{card} {1000 * cost.seconds(rates):.1f} ms" for card, rates in CARDS.items())
+        print(f"{one}\n    {cost.flops / 1e12:.2f} TFLOP, {cost.moved / 1e9:.1f} GB moved, {cost.kernels} kernels, ", end="")
+        print(f"at most {cost.peak / 1e9:.2f} GB, {len(cost.waits)} waits\n    at least: {times}", flush=True)
 
 
 def describe(device: torch.device, args: Namespace) -> dict[str, Any]:
@@ -227,4 +264,5 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    main(get_arguments())
+    with exit_with_message():
+        main(get_arguments())
