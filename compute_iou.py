@@ -27,7 +27,7 @@ import numpy as np
 from dataset.catalogue import CITYSCAPES, LABEL_IDS, ClassSet, class_set, label_table, read_classes
 from dataset.errors import DataError, MissingDataError
 from dataset.reading import read_label
-from utils.iou import mean_iou, percent, scores, table, write_results
+from utils.iou import iou_scores, iou_table, mean_iou, percent, write_results
 from utils.outputs import check_file, is_json_of_scores, is_table_of_scores
 from utils.parser import Parser, positive
 
@@ -73,7 +73,7 @@ def main(args: Namespace) -> dict[str, dict[str, Any]]:
             print(f"Num classes {len(classes)}")
             note_unscored(pairs[pred_dir], pred_dir, print)
             results[pred_dir] = compute_iou(pairs[pred_dir], classes, ids, pool.map if pool else map, print)
-            print(table(results[pred_dir]))
+            print(iou_table(results[pred_dir]))
             write_results(results, "predictions", args.json, args.csv)
     if len(results) > 1:
         print()
@@ -100,7 +100,7 @@ def compute_iou(
             every class has occurred).
 
     Returns:
-        `utils.iou.scores` of the accumulated confusion matrix.
+        `utils.iou.iou_scores` of the accumulated confusion matrix.
 
     Raises:
         MissingDataError, ReadError, PredictionError: naming the file.
@@ -111,7 +111,7 @@ def compute_iou(
         total += matrix
         if number % 10 == 0:
             report(f"{number} / {len(pairs)}: {100 * mean_iou(total):.2f}")
-    return scores(total, classes)
+    return iou_scores(total, classes)
 
 
 def find_pairs(gt_dir: str, pred_dir: str, devkit_dir: str | None = None) -> Pairs:

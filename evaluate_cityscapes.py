@@ -54,7 +54,7 @@ from utils.confusion import ConfusionMatrix
 from utils.device import autocast, choose, prepare
 from utils.errors import RunError, exit_with_message
 from utils.evaluation import classes_of_network, predict, predictions
-from utils.iou import scores, table, write_results
+from utils.iou import iou_scores, iou_table, write_results
 from utils.locks import locked
 from utils.old_names import OLD_NAMES
 from utils.outputs import check_file, check_folder, is_json_of_scores, is_our_picture, is_table_of_scores
@@ -73,7 +73,7 @@ class Protocol:
         interpolation: see `utils.evaluation.predict`.
         coarse: class probabilities at 1/8 of the input, interpolated bicubically, instead of upsampled logits.
         absent: what counts in the mean for a class that neither occurs nor is predicted; nan leaves it out.
-        with_miou_13: see `utils.iou.scores`.
+        with_miou_13: see `utils.iou.iou_scores`.
     """
 
     input_size: tuple[int, int] | None = (1024, 512)
@@ -196,7 +196,7 @@ def evaluate(args: Flags) -> dict[str, Any]:
         figures = evaluate_checkpoint(args, path, device, None if args.save == "none" else folder)
         if figures is not None:
             results[stem] = figures
-            print(table(results[stem]))
+            print(iou_table(results[stem]))
             write_results(results, "checkpoint", args.json, args.csv)
     if len(results) > 1:
         print_selection(results)
@@ -275,7 +275,7 @@ def evaluate_checkpoint(args: Flags, path: str, device: torch.device, folder: st
                 written.pop(0).result()
         for future in written:
             future.result()
-    return scores(confusion.matrix.cpu().numpy(), classes, protocol.absent, protocol.with_miou_13) if labelled else None
+    return iou_scores(confusion.matrix.cpu().numpy(), classes, protocol.absent, protocol.with_miou_13) if labelled else None
 
 
 def protocol_of(args: Flags, model: Segmenter) -> Protocol:

@@ -15,7 +15,7 @@ from PIL import Image
 from compute_iou import PredictionError, compute_iou, find_pairs, get_arguments, main, note_unscored
 from dataset.catalogue import CITYSCAPES, CROSSCITY_13, LABEL_IDS, SYNTHIA_16, ClassSet, class_set, label_table
 from utils.confusion import ConfusionMatrix
-from utils.iou import OTHERS_REMOVED, SUBSET_OF_MATRIX, iou_per_class, mean_iou, scores, table
+from utils.iou import OTHERS_REMOVED, SUBSET_OF_MATRIX, iou_per_class, iou_scores, iou_table, mean_iou
 
 IOU = GOLDEN / "adaptsegnet/iou"
 WRONG_SIZE = 4  # the pair that the original skips with a message
@@ -41,7 +41,7 @@ def test_figures_and_lines_of_the_original(devkit, golden):
     np.testing.assert_array_equal(iou, recorded["iou"])
     assert result["miou"] == recorded["miou"]
     original = [line for line in str(recorded["stdout"]).splitlines() if line.startswith("===>")]
-    assert table(result).splitlines()[:20] == original
+    assert iou_table(result).splitlines()[:20] == original
     assert lines[0].startswith("note: 1 predictions without ground truth") and "aaa_000004" in lines[0]
     assert len(lines) == 2 and lines[1].startswith("10 / 11: ")
 
@@ -205,13 +205,13 @@ def test_absent_classes_do_not_count():
     iou = iou_per_class(confusion_of(*random_pair()))
     assert np.isnan(iou[[3, 16]]).all() and np.isnan(iou).sum() == 2
     assert mean_iou(confusion_of(*random_pair())) == pytest.approx(np.nanmean(iou))
-    assert scores(confusion_of(*random_pair()))["iou"]["wall"] is None
+    assert iou_scores(confusion_of(*random_pair()))["iou"]["wall"] is None
 
 
 def test_the_two_protocols_of_13_classes_differ_as_described():
     label_ids, prediction = random_pair(absent=())
     matrix = confusion_of(label_ids, prediction)
-    by_protocol = scores(matrix)["subsets"]["13"]
+    by_protocol = iou_scores(matrix)["subsets"]["13"]
     members = [CITYSCAPES.names.index(name) for name in CROSSCITY_13.names]
     assert by_protocol[SUBSET_OF_MATRIX] == pytest.approx(iou_per_class(matrix)[members].mean())
     # Removing the other classes' pixels means: pixels labelled or predicted as one of them are not there at all.
@@ -226,7 +226,7 @@ def test_the_two_protocols_of_13_classes_differ_as_described():
 
 def test_16_class_scores_have_the_right_names():
     matrix = torch.diag(torch.arange(1, 17))
-    result = scores(matrix)
+    result = iou_scores(matrix)
     assert list(result["iou"])[9] == "sky" and list(result["subsets"]) == ["13"]
 
 
@@ -300,6 +300,6 @@ def test_flags_that_say_the_classes_twice(field, capsys):
 
 def test_tensors_and_any_classes_are_scored():
     matrix = torch.tensor([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
-    result = scores(matrix, ClassSet(("a", "b", "c"), ((0, 0, 1),) * 3))
+    result = iou_scores(matrix, ClassSet(("a", "b", "c"), ((0, 0, 1),) * 3))
     assert result["iou"] == {"a": 0.75, "b": 2 / 3, "c": None} and result["miou"] == pytest.approx((0.75 + 2 / 3) / 2)
-    assert scores(matrix, absent=0.0)["iou"]["2"] == 0 and mean_iou(matrix, 0.0) == pytest.approx((0.75 + 2 / 3) / 3)
+    assert iou_scores(matrix, absent=0.0)["iou"]["2"] == 0 and mean_iou(matrix, 0.0) == pytest.approx((0.75 + 2 / 3) / 3)

@@ -23,7 +23,7 @@ from utils.coarse_prediction import FitLongerSide, predict_coarsely
 from utils.confusion import ConfusionMatrix
 from utils.evaluation import evaluate as score
 from utils.evaluation import predict
-from utils.iou import scores as scores_of
+from utils.iou import iou_scores as scores_of
 
 LABEL_TABLE = label_table(DATA_SETS["cityscapes"].ids, CITYSCAPES)
 

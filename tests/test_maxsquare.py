@@ -21,7 +21,7 @@ from model import build_model
 from train_maxsquare import class_weights, guidance_loss, pixel_weights, pseudo_label, target_loss
 from utils.confusion import ConfusionMatrix
 from utils.errors import RunError
-from utils.iou import SUBSET_OF_MATRIX, scores
+from utils.iou import SUBSET_OF_MATRIX, iou_scores
 
 INPUTS = GOLDEN / "maxsquare/inputs"
 SOFT_MODES = [
@@ -145,7 +145,7 @@ def test_evaluation_at_the_input_size(case, flip, golden, tmp_path):
     result = evaluate_cityscapes.main(evaluate_cityscapes.get_arguments(flags))["best"]
 
     matrix = torch.from_numpy(recorded[f"{key}/confusion"])
-    expected = scores(matrix)
+    expected = iou_scores(matrix)
     # A few of the images' pixels are up to 2 grey levels off, so a few predictions flip.
     assert result["miou"] == pytest.approx(expected["miou"], abs=0.01)
     published = expected["subsets"]["13"][SUBSET_OF_MATRIX] if classes == 16 else expected["miou"]
@@ -164,7 +164,7 @@ def test_metrics(case, golden):
     for one_label, prediction in zip(label, torch.from_numpy(recorded[f"{case}/pred"].astype(np.uint8)), strict=True):
         confusion.add(one_label, prediction)
     np.testing.assert_array_equal(confusion.matrix.numpy(), recorded[f"{case}/confusion"])
-    result = scores(confusion.matrix)
+    result = iou_scores(confusion.matrix)
     iou = [np.nan if value is None else value for value in result["iou"].values()]
     np.testing.assert_allclose(iou, recorded[f"{case}/IoU_per_class"], rtol=1e-12)
     by_size = {classes: result["miou"], **{int(size): by[SUBSET_OF_MATRIX] for size, by in result["subsets"].items()}}

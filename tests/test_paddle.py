@@ -20,7 +20,7 @@ from model.checkpoint_formats import from_paddle, to_paddle
 from model.paddle import is_pdparams, read_pdparams, write_pdparams
 from scripts import convert_checkpoint
 from utils.evaluation import predict
-from utils.iou import MIOU_13, iou_per_class, miou_13, percent, scores, table
+from utils.iou import MIOU_13, iou_per_class, iou_scores, iou_table, miou_13, percent
 
 FOLDER = GOLDEN / "paddle"
 KEYS = {name: {key: tuple(shape) for key, shape in content["state"].items()} for name, content in
@@ -126,10 +126,10 @@ def test_miou_13_is_what_the_reproduction_prints():
     matrix = np.random.default_rng(0).integers(0, 100, (19, 19))
     iou = iou_per_class(matrix)
     iou[[3, 4, 5, 9, 14, 16]] = 0
-    result = scores(matrix, with_miou_13=True)
+    result = iou_scores(matrix, with_miou_13=True)
     assert result["miou_13"] == pytest.approx(iou.sum() / 13) == pytest.approx(miou_13(matrix, CITYSCAPES))
-    assert f"===> mIoU-13: {round(100 * iou.sum() / 13, 2)} ({MIOU_13})" in table(result).splitlines()
-    assert "miou_13" not in scores(matrix) and "mIoU-13" not in table(scores(matrix))
+    assert f"===> mIoU-13: {round(100 * iou.sum() / 13, 2)} ({MIOU_13})" in iou_table(result).splitlines()
+    assert "miou_13" not in iou_scores(matrix) and "mIoU-13" not in iou_table(iou_scores(matrix))
     matrix[0], matrix[:, 0] = 0, 0
     iou = np.nan_to_num(iou_per_class(matrix))
     iou[[3, 4, 5, 9, 14, 16]] = 0

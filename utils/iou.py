@@ -46,7 +46,7 @@ def miou_13(matrix: ArrayLike, classes: ClassSet) -> float | None:
     return float(iou_per_class(matrix, absent=0.0)[members].sum()) / 13
 
 
-def scores(
+def iou_scores(
     matrix: ArrayLike, classes: ClassSet | None = None, absent: float = math.nan, with_miou_13: bool = False
 ) -> dict[str, Any]:
     """What a confusion matrix says, as a JSON-able dict of fractions (None for absent classes).
@@ -78,8 +78,8 @@ def scores(
     }
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """`scores(...)` as the text that the originals print, followed by the smaller sets with their protocol."""
+def iou_table(result: Mapping[str, Any]) -> str:
+    """`iou_scores(...)` as the text that the originals print, followed by the smaller sets with their protocol."""
     lines = [f"===>{ORIGINAL_NAMES.get(name, name)}:\t{percent(value)}" for name, value in result["iou"].items()]
     lines.append(f"===> mIoU: {percent(result['miou'])}")
     if "miou_13" in result:
@@ -92,7 +92,7 @@ def table(result: Mapping[str, Any]) -> str:
 def write_results(
     results: Mapping[str, Mapping[str, Any]], column: str, json_path: str | None = None, csv_path: str | None = None
 ) -> None:
-    """Write `scores(...)` by name to a JSON and a CSV file, either of which may be None.
+    """Write `iou_scores(...)` by name to a JSON and a CSV file, either of which may be None.
 
     The CSV has one row per name, which stands in `column`: the mIoU, the IoU of each class, and the mIoU of the smaller
     sets, all as fractions and empty where there is none.
