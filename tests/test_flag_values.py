@@ -57,6 +57,7 @@ def test_a_warm_up_that_outlasts_the_run_is_refused():
 def test_a_gpu_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
     assert choose(argparse.Namespace(device="cuda:1", gpu=None)) == torch.device("cuda:1")
     for device, gpu in (("cuda:2", None), ("auto", 2)):
         with pytest.raises(RunError, match="--device cuda:2: there is no such GPU here, they are cuda:0 to cuda:1"):

@@ -261,7 +261,7 @@ def test_the_chosen_gpu_becomes_the_current_one(gpu, device, current, monkeypatc
     monkeypatch.setattr(torch.cuda, "set_device", made_current.append)
     assert choose(Namespace(gpu=gpu, device=device)) == torch.device("cuda", current)
     assert made_current == [current]
-    with pytest.raises(RunError, match="GPU 2: there are only 2 here"):
+    with pytest.raises(RunError, match="--device cuda:2: there is no such GPU here"):
         choose(Namespace(gpu=None, device="cuda:2"))
 
 

@@ -39,7 +39,7 @@ def choose(args: Namespace) -> torch.device:
 def _make_current(gpu: torch.device) -> torch.device:
     number, count = gpu.index or 0, torch.cuda.device_count()
     if number >= count:
-        raise RunError(f"GPU {number}: there {'are' if count > 1 else 'is'} only {count} here, counted from 0")
+        raise RunError(f"--device {gpu}: there is no such GPU here, they are cuda:0 to cuda:{count - 1}")
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
