@@ -122,7 +122,7 @@ class Run:
             for optimizer in optimizers.values():
                 optimizer.register_step_post_hook(self._count_update)
         self.first_step = 0
-        self.updates = 0  # of single optimizers, counted for --amp fp16 only
+        self.updated: set[int] = set()  # the optimizers that this update has not skipped, for --amp fp16 only
         self.skipped = {"updates": 0, "steps_in_a_row": 0}
         self.skipped_now = 0
         self.unfinished = False  # the step before it lacks its validation and what follows
@@ -294,15 +294,16 @@ class Run:
         Raises:
             NotFiniteError: that happened in many steps in a row, so the scale is not the reason.
         """
-        before = self.updates
+        self.updated.clear()
         for optimizer in optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
         if self.scaler.is_enabled():
-            self._note_skipped(len(optimizers) - (self.updates - before))
+            self._note_skipped(len(optimizers) - len(self.updated))
 
-    def _count_update(self, *_: Any) -> None:
-        self.updates += 1
+    def _count_update(self, optimizer: Optimizer, *_: Any) -> None:
+        # A set, for PyTorch may call the hook twice: for the step of EarlyEpsilonAdam and for that of Adam within it.
+        self.updated.add(id(optimizer))
 
     def _note_skipped(self, count: int) -> None:
         self.skipped_now += count
