@@ -20,7 +20,7 @@ from .normalization import CONVENTIONS, NO_EPS
 from .resnet38 import BLOCKS, BRANCHES, ResNet38
 from .segmenter import CLASSES, SETTINGS, Segmenter
 
-# Whose library wrote the file, and reads it.
+# The framework that wrote the file, and reads it.
 PYTORCH, MXNET, PADDLE = "PyTorch", "MXNet", "PaddlePaddle"
 
 # How Paddle calls a norm's statistics.
@@ -57,7 +57,7 @@ class Format:
     Attributes:
         name: what `Checkpoint.format` and `convert_checkpoint.py --to` call it.
         title: what reports call it.
-        library: PYTORCH, MXNET or PADDLE, whose file it is.
+        framework: PYTORCH, MXNET or PADDLE, whose file it is.
         recognised: True for the contents of such a file.
         read: contents and the file's name (for messages) to a `Checkpoint`; raises WeightsError.
         write: a network to the contents of a file; raises WeightsError if the format cannot hold it. None: is only read.
@@ -65,16 +65,16 @@ class Format:
 
     name: str
     title: str
-    library: str
+    framework: str
     recognised: Callable[[Mapping[str, Any]], bool]
     read: Callable[[Mapping[str, Any], str], Checkpoint]
     write: Callable[[Segmenter], dict[str, Any]] | None = None
 
 
 def read_contents(
-    contents: Mapping[str, Any], library: str, source: str, formats: Sequence[Format] | None = None
+    contents: Mapping[str, Any], framework: str, source: str, formats: Sequence[Format] | None = None
 ) -> Checkpoint:
-    """What a file of `library` holds to a `Checkpoint`, by the first of `formats` (default: all) that recognises it.
+    """What a file of `framework` holds to a `Checkpoint`, by the first of `formats` (default: all) that recognises it.
 
     Raises:
         WeightsError: it is not {str: ...}, or holds something else than the tensors of one network; `source` is named.
@@ -82,7 +82,7 @@ def read_contents(
     if not contents or not all(isinstance(key, str) for key in contents):
         raise _no_state_dict(contents, source)
     contents = _without_module(contents)
-    chosen = next(each for each in formats or FORMATS if each.library == library and each.recognised(contents))
+    chosen = next(each for each in formats or FORMATS if each.framework == framework and each.recognised(contents))
     return chosen.read(contents, source)
 
 

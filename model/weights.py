@@ -46,8 +46,8 @@ def read_discriminator(source: str | os.PathLike) -> Checkpoint | None:
     Raises:
         WeightsError: as `read_weights`.
     """
-    contents, library = _load(str(source))
-    return fada_discriminator(contents) if is_fada(contents) else read_contents(contents, library, str(source))
+    contents, framework = _load(str(source))
+    return fada_discriminator(contents) if is_fada(contents) else read_contents(contents, framework, str(source))
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint, source: str | os.PathLike, fresh_heads: bool = False) -> str:
@@ -131,7 +131,7 @@ def load_model(source: str | os.PathLike, name: str | None = None, **settings: A
 
 
 def _load(source: str) -> tuple[Mapping[str, Any], str]:
-    """What a file holds, and whose library's file it is."""
+    """What a file holds, and which framework's file it is."""
     if source.startswith("torchvision:"):
         return _from_torchvision(source), PYTORCH
     if not source.startswith(("http://", "https://")):

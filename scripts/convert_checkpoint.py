@@ -26,7 +26,7 @@ from utils.errors import exit_with_message
 from utils.parser import Parser
 from utils.state import save_tensors
 
-WRITERS = {each.name: (each.library, each.write) for each in FORMATS if each.write is not None}
+WRITERS = {each.name: (each.framework, each.write) for each in FORMATS if each.write is not None}
 
 
 def get_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -43,14 +43,14 @@ def main(args: argparse.Namespace) -> None:
         raise WeightsError(f"{args.target}: exists already; remove it or choose another name")
     model = load_model(args.source, args.model)
     print(model.load_report)
-    library, write = WRITERS[args.to]
+    framework, write = WRITERS[args.to]
     try:
         contents = write(model)
     except WeightsError as error:
         raise WeightsError(f"{args.source}: cannot be written --to {args.to}: {error}") from error
-    if library == MXNET:
+    if framework == MXNET:
         write_params(args.target, contents)
-    elif library == PADDLE:
+    elif framework == PADDLE:
         write_pdparams(args.target, contents)
     else:
         save_tensors(contents, args.target, for_originals=True)
