@@ -36,8 +36,16 @@ from model import FeatureDiscriminator, WeightsError, build_model, load_model, t
 from model.segmenter import Segmenter
 from utils import distributed, flags
 from utils.device import prepare, set_up
-from utils.domains import class_balanced_order, endless, source_domain, target_domain, target_loader, target_val_loader
-from utils.errors import RunError, exit_with_message
+from utils.domains import (
+    class_balanced_loader,
+    endless,
+    source_domain,
+    source_loader,
+    target_domain,
+    target_loader,
+    target_val_loader,
+)
+from utils.errors import exit_with_message
 from utils.evaluation import classes_of_network
 from utils.losses import cross_entropy
 from utils.old_names import OLD_NAMES
@@ -133,7 +141,7 @@ def stage_settings(args: Flags, stage: str) -> Flags:
     usual_size = target.image_size if stage == "distill" else target.test_size
     values["input_size_test"] = args.input_size_test or usual_size or args.input_size_target
     if stage != "pseudo-label":
-        values["batch_size"] = share_of_batch(args.batch_size, domains=2 if stage == "adversarial" else 1)
+        values["batch_size"] = distributed.share_of_batch(args.batch_size, domains=2 if stage == "adversarial" else 1)
     if args.stage == "all" and stage in GOES_ON_FROM:
         values["restore_from"] = None  # --restore-from is where the chain starts
     settings = args.with_values(stage=stage, snapshot_dir=stage_directory(args.snapshot_dir, stage), **values)
@@ -146,15 +154,6 @@ def is_vgg(args: Flags) -> bool:
 
 def stage_directory(root: str, stage: str) -> str:
     return os.path.join(root, "pseudo-labels" if stage == "pseudo-label" else stage)
-
-
-def share_of_batch(batch_size: int, domains: int) -> int:
-    """Images per process and domain: a published batch size counts those of all."""
-    processes = distributed.world_size()
-    if batch_size % (processes * domains):
-        both = " and two domains" if domains == 2 else ""
-        raise RunError(f"--batch-size {batch_size} cannot be shared by {processes} processes{both}")
-    return batch_size // (processes * domains)
 
 
 def soft_label(logits: Tensor, temperature: float, clip: float = 0.9) -> Tensor:
@@ -203,7 +202,7 @@ def main(args: Flags) -> None:
 def train_supervised(args: Flags, classes: ClassSet, device: torch.device) -> None:
     """Stage source: cross-entropy on the source. Stage distill: the same on the target's pseudo-labels."""
     if args.stage == "source":
-        domain, batches = "source", class_balanced_loader(args, classes, Resize(args.input_size))
+        domain, batches = "source", labelled_batches(args, classes, Resize(args.input_size))
     else:
         domain, batches = "target", endless(args, pseudo_labelled_dataset(args, classes))
     G = build_network(args, classes, device)
@@ -232,7 +231,7 @@ def train_adversarial(args: Flags, classes: ClassSet, device: torch.device) -> N
 
     # Data
     jitter = RandomColorJitter(args.color_jitter)
-    source_batches = class_balanced_loader(args, classes, Compose([jitter, Resize(args.input_size)]))
+    source_batches = labelled_batches(args, classes, Compose([jitter, Resize(args.input_size)]))
     target_batches = target_loader(args, classes, Resize(args.input_size_target))
     source_size, target_size = args.input_size[::-1], args.input_size_target[::-1]
 
@@ -290,7 +289,6 @@ def train_adversarial(args: Flags, classes: ClassSet, device: torch.device) -> N
 
         run.update(optimizer_G, optimizer_D)
         losses = {"loss_seg": loss_seg, "loss_adv": loss_adv, "loss_D_source": loss_D_source, "loss_D_target": loss_D_target}
-        losses["loss_D"] = 0.5 * (loss_D_source + loss_D_target)
         run.end_step(step, losses, source=(source, pred_source), target=(target, pred_target))
 
 
@@ -344,12 +342,11 @@ def weights_before(args: Flags) -> str:
     return snapshots[-1]
 
 
-def class_balanced_loader(args: Flags, classes: ClassSet, transform: Callable[..., Any]) -> EndlessLoader:
+def labelled_batches(args: Flags, classes: ClassSet, transform: Callable[..., Any]) -> EndlessLoader:
     """Endless source batches; with --class-balanced images with rare classes come more often."""
-    dataset, order = source_domain(args).dataset(classes, transform), None
-    if args.class_balanced:
-        order = class_balanced_order(args, dataset, classes, args.class_statistics, os.path.dirname(args.snapshot_dir))
-    return endless(args, dataset, order=order)
+    if not args.class_balanced:
+        return source_loader(args, classes, transform)
+    return class_balanced_loader(args, classes, transform, args.class_statistics, os.path.dirname(args.snapshot_dir))
 
 
 def pseudo_labelled_dataset(args: Flags, classes: ClassSet) -> SegmentationDataset:

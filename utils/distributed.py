@@ -13,6 +13,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hoo
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from .errors import RunError
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -40,6 +42,18 @@ def rank() -> int:
 
 def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def share_of_batch(batch_size: int, domains: int) -> int:
+    """Images per process and domain, where a batch size counts those of all.
+
+    Raises:
+        RunError: they cannot be shared out evenly.
+    """
+    if batch_size % (world_size() * domains):
+        both = " and two domains" if domains == 2 else ""
+        raise RunError(f"--batch-size {batch_size} cannot be shared by {world_size()} processes{both}")
+    return batch_size // (world_size() * domains)
 
 
 def is_main() -> bool:

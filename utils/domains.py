@@ -8,8 +8,14 @@ from typing import Any, NamedTuple
 from torch.utils.data import DataLoader
 
 from dataset.catalogue import DATA_SETS, ClassSet
-from dataset.class_statistics import ClassBalancedOrder, count_classes, read_statistics, write_statistics
-from dataset.class_statistics import class_balanced_order as balanced_order
+from dataset.class_statistics import (
+    ClassBalancedOrder,
+    Statistics,
+    class_balanced_order,
+    count_classes,
+    read_statistics,
+    write_statistics,
+)
 from dataset.layouts import has_labels
 from dataset.loader import EndlessLoader, SizedDataset, sequential_loader
 from dataset.segmentation import SegmentationDataset, build_dataset
@@ -97,17 +103,29 @@ def _share(args: Namespace) -> dict[str, Any]:
     return {"num_workers": args.num_workers, "rank": distributed.rank(), "world_size": distributed.world_size()}
 
 
-def class_balanced_order(
-    args: Namespace, dataset: SegmentationDataset, classes: ClassSet, statistics: str | None, directory: str
-) -> ClassBalancedOrder:
-    """An order of the source images that shows rare classes often, from the file `statistics` or from the usual places.
+def class_balanced_loader(
+    args: Namespace, classes: ClassSet, transform: Callable, statistics: str | None, directory: str
+) -> EndlessLoader:
+    """Endless labelled source batches in which images with rare classes come more often; see `source_statistics`."""
+    dataset = source_domain(args).dataset(classes, transform)
+    path, counted = source_statistics(args, dataset, classes, statistics, directory)
+    order = class_balanced_order(dataset, counted, args.random_seed, path)
+    if order.absent and distributed.is_main():
+        print(f"note: no image has {', '.join(classes.names[c] for c in order.absent)}")
+    return endless(args, dataset, order=order)
+
+
+def source_statistics(
+    args: Namespace, dataset: SegmentationDataset, classes: ClassSet, path: str | None, directory: str
+) -> tuple[str, Statistics]:
+    """Which class is in which source image: the file, `path` or one in a usual place, and what it says.
 
     Statistics that are nowhere to be found are made, and kept in `directory`.
     """
     name = f"class_statistics_{len(classes)}.json"
     made = os.path.join(directory, name)
     usual = [made, *(os.path.join(args.data_dir, usual) for usual in (name, "gtav_label_info.p", "synthia_label_info.p"))]
-    path = statistics or next((path for path in usual if os.path.exists(path)), None)
+    path = path or next((path for path in usual if os.path.exists(path)), None)
     distributed.wait_for_all()  # all processes have looked before one writes
     if path is None:
         path = made
@@ -115,7 +133,4 @@ def class_balanced_order(
             print(f"no class statistics in {args.data_dir}: counting the classes of {len(dataset)} labels, once, into {made}")
             write_statistics(made, count_classes(dataset, max(1, args.num_workers)), classes)
         distributed.wait_for_all()
-    order = balanced_order(dataset, read_statistics(path, classes), args.random_seed, path)
-    if order.absent and distributed.is_main():
-        print(f"note: no image has {', '.join(classes.names[c] for c in order.absent)}")
-    return order
+    return path, read_statistics(path, classes)
