@@ -48,9 +48,6 @@ from utils.starting_weights import INITIALISATION, restore, restore_discriminato
 DOMAINS = {"source": 0, "target": 1}  # what the discriminators answer
 SUFFIX = {1: "_low", 2: ""}  # of the losses of a level
 
-# Help that takes more than a line.
-PROTOCOL = "whose settings, where no flag says otherwise: the authors', or those of their reproduction in PaddlePaddle"
-
 
 @dataclass(frozen=True)
 class Protocol:
@@ -89,7 +86,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     flags.add_network_flags(parser, model="DeepLab")
     flags.add_optimization_flags(parser, num_steps=250000, num_steps_stop=150000, save_pred_every=5000)
     group = parser.add_argument_group("AdaptSegNet")
-    group.add_argument("--protocol", choices=PROTOCOLS, default="original", help=PROTOCOL)
+    group.add_argument("--protocol", choices=PROTOCOLS, default="original", help=flags.PROTOCOL)
     group.add_argument("--iter-size", type=positive, default=1, help="sub-iterations whose gradients are accumulated")
     group.add_argument("--gan", choices=("Vanilla", "LS"), default="Vanilla", help="loss of the discriminators")
     group.add_argument("--lambda-seg", type=not_negative, default=0.1, help="weight of level 1's segmentation (level 2: 1)")

@@ -48,7 +48,6 @@ SOURCE, TARGET = 0, 1
 LAMBDA_LOCAL = {"synthia": 10.0}  # 40 for every other source
 
 # Help that takes more than a line.
-PROTOCOL = "whose settings, where no flag says otherwise: the authors', or those of their reproduction in PaddlePaddle"
 RANDOM_SCALE = "resize images to 0.8, 1 or 1.1 times the input size (paddle: always to 1.5 times); labels have the input size"
 
 
@@ -59,7 +58,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     flags.add_network_flags(parser, model="ResNet")
     flags.add_optimization_flags(parser, num_steps=100000, num_steps_stop=None, save_pred_every=2000)
     group = parser.add_argument_group("CLAN")
-    group.add_argument("--protocol", choices=PROTOCOLS, default="original", help=PROTOCOL)
+    group.add_argument("--protocol", choices=PROTOCOLS, default="original", help=flags.PROTOCOL)
     group.add_argument("--lambda-weight", type=not_negative, default=0.01, help="weight of the weight discrepancy loss")
     group.add_argument("--lambda-adv", type=not_negative, default=0.001, help="weight of the adversarial loss")
     group.add_argument("--lambda-local", type=not_negative, help="how much disagreement adds to it (default 40; SYNTHIA 10)")

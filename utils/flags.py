@@ -34,6 +34,7 @@ UPDATES = (
     "published: most trunk parameters are updated 3 or 4 times a step, as PyTorch 1.0 did with the originals' lists of "
     "parameters; clean: each once"
 )
+PROTOCOL = "whose settings, where no flag says otherwise: the authors', or those of their reproduction in PaddlePaddle"
 RESUME = "continue the run in --snapshot-dir exactly where it stopped; auto: if there is one, else start it"
 AMP = "mixed precision: bf16 on recent cards, fp16 (with loss scaling) on older ones"
 FAST = "the same as --amp bf16 --channels-last --compile; what stands behind it on the command line is still heeded"
