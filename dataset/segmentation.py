@@ -111,8 +111,3 @@ class SegmentationDataset(Dataset):
             sizes = f"{label.shape[1]}x{label.shape[0]} against {image.shape[2]}x{image.shape[1]}"
             raise ReadError(f"{record.label}: its size does not fit {record.image} ({sizes})")
         return torch.from_numpy(label)
-
-
-def label_tensor(path: str) -> torch.Tensor:
-    """`dataset.reading.read_label` as a tensor."""
-    return torch.from_numpy(read_label(path))

@@ -5,6 +5,7 @@ import shutil
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -34,12 +35,6 @@ class Plan:
     schedule_steps: int
     val_every: int
     epoch: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps > self.schedule_steps:
-            raise RunError(
-                f"--num-steps-stop {self.steps} is beyond --num-steps {self.schedule_steps}, where the learning rate is 0"
-            )
 
 
 def plan_steps(args: Namespace, classes: ClassSet) -> Plan:
@@ -116,7 +111,5 @@ def _moments_size(optimizer: Optimizer) -> int:
 
 
 def _free(directory: str) -> int:
-    from pathlib import Path
-
     path = Path(directory).absolute()
     return shutil.disk_usage(next(parent for parent in (path, *path.parents) if parent.exists())).free
