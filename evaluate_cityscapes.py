@@ -111,7 +111,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     group = words.add_argument_group("network")
     group.add_argument("--restore-from", metavar="FILE", help="a checkpoint (file or URL), or a folder of them")
     group.add_argument("--model", metavar="NAME", help="network, where the checkpoint alone cannot tell (train_*.py --help)")
-    group.add_argument("--num-classes", type=int, metavar="N", help="checked against the checkpoint")
+    group.add_argument("--num-classes", type=positive, metavar="N", help="checked against the checkpoint")
     group.add_argument("--aspp-branches", type=int, choices=(2, 4), help="branches of each classifier that are added")
     group.add_argument("--heads", choices=("last", "sum"), help="which logits decide: the main classifier's, or the sum")
     group = words.add_argument_group("data")

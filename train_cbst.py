@@ -41,7 +41,7 @@ from utils.files import write_json
 from utils.losses import IGNORED, cross_entropy, mean_over_labelled
 from utils.old_names import OLD_NAMES
 from utils.optimizers import poly, segmentation_optimizer
-from utils.parser import Flags, Parser, not_negative, positive
+from utils.parser import Flags, Parser, fraction, not_negative, positive, share
 from utils.plan import Plan
 from utils.run import Run, fixed_flags
 from utils.seeding import seed_everything
@@ -70,13 +70,13 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     group.add_argument("--num-rounds", type=positive, metavar="N", help="default 4, the last without training; cbst 6")
     group.add_argument("--epochs-per-round", type=positive, default=2, metavar="N", help="epochs in each round")
     group.add_argument(
-        "--init-tgt-port", type=float, metavar="P", help="first portion of target pixels (default 0.2; cbst 0.15)"
+        "--init-tgt-port", type=share, metavar="P", help="first portion of target pixels (default 0.2; cbst 0.15)"
     )
-    group.add_argument("--max-tgt-port", type=float, default=0.5, metavar="P", help="largest portion of target pixels")
-    group.add_argument("--tgt-port-step", type=float, default=0.05, metavar="P", help="added each round")
-    group.add_argument("--init-src-port", type=float, metavar="P", help="first portion of source images (default 0.03)")
-    group.add_argument("--max-src-port", type=float, default=0.06, metavar="P", help="largest portion of source images")
-    group.add_argument("--src-port-step", type=float, default=0.0025, metavar="P", help="added each round")
+    group.add_argument("--max-tgt-port", type=fraction, default=0.5, metavar="P", help="largest portion of target pixels")
+    group.add_argument("--tgt-port-step", type=fraction, default=0.05, metavar="P", help="added each round")
+    group.add_argument("--init-src-port", type=fraction, metavar="P", help="first portion of source images (default 0.03)")
+    group.add_argument("--max-src-port", type=fraction, default=0.06, metavar="P", help="largest portion of source images")
+    group.add_argument("--src-port-step", type=fraction, default=0.0025, metavar="P", help="added each round")
     group.add_argument(
         "--source-sample-policy", type=sample_policy, choices=tuple(SAMPLE_POLICIES.values()), help=SAMPLE_POLICY
     )

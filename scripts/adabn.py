@@ -25,7 +25,7 @@ from utils.errors import exit_with_message
 from utils.evaluation import classes_of_network
 from utils.old_names import OLD_NAMES
 from utils.outputs import check_file
-from utils.parser import Flags, Parser, positive
+from utils.parser import Flags, Parser, positive, seed
 from utils.state import save_tensors
 
 
@@ -35,7 +35,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     parser.add_argument("--save", required=True, metavar="FILE", help="where the adapted weights go")
     parser.add_argument("--num-images", type=positive, default=500, help="target images to average over")
     parser.add_argument("--batch-size", type=positive, default=4, help="images per forward pass")
-    parser.add_argument("--random-seed", type=int, default=1234, help="chooses the images")
+    parser.add_argument("--random-seed", type=seed, default=1234, help="chooses the images")
     flags.add_target_flags(parser)
     flags.add_part_flags(parser)
     flags.add_speed_flags(parser, workers=4)

@@ -49,7 +49,7 @@ from utils.evaluation import predict
 from utils.files import write_json
 from utils.flags import add_speed_flags
 from utils.outputs import check_file, is_json_with
-from utils.parser import Parser, numbers, positive, size
+from utils.parser import Parser, positive, positive_numbers, size
 from utils.self_training.labelling import label_target
 from utils.self_training.protocols import PROTOCOLS
 
@@ -78,7 +78,9 @@ def get_arguments(arguments: list[str] | None = None) -> Namespace:
         "--input-size-target", type=size, metavar="W,H", help="target images (default 1024,512; on a CPU 192,96)"
     )
     parser.add_argument("--label-size", type=size, metavar="W,H", help="of evaluation (default 2048,1024; on a CPU 384,192)")
-    parser.add_argument("--images", type=numbers, metavar="N,M", help="of pseudo-labels (default 10,200; on a CPU 2,6)")
+    parser.add_argument(
+        "--images", type=positive_numbers, metavar="N,M", help="of pseudo-labels (default 10,200; on a CPU 2,6)"
+    )
     parser.add_argument("--batch-size", type=positive, default=1, help="images per domain and step")
     parser.add_argument("--steps", type=positive, default=10, help="measured repetitions, after as many as needed to warm up")
     parser.add_argument("--threads", type=positive, default=1, help="threads of one process, on a CPU")

@@ -27,7 +27,7 @@ from dataset.mini import PARTS, SOURCE, TARGET, formats, render
 from utils.errors import RunError
 from utils.files import make_parent, write_json
 from utils.outputs import check_file, check_folder, is_our_picture
-from utils.parser import Parser, not_negative, positive, size
+from utils.parser import Parser, not_negative, positive, seed, size
 from utils.pictures import colorize, grid, save_picture
 
 FOLDERS = {"gta5": "GTA5", "synthia": "SYNTHIA", "cityscapes": "Cityscapes", "crosscity": "NTHU_Datasets"}
@@ -57,7 +57,7 @@ def get_arguments(arguments: list[str] | None = None) -> Namespace:
     parser.add_argument("--strength", type=not_negative, default=0.5, help="of the domain gap: 0 none, 1 large")
     parser.add_argument("--part", type=part, action="append", default=[], metavar="NAME=FACTOR",
                         help=f"multiply the strength of one part ({', '.join(PARTS)}); may be repeated")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="another seed renders other scenes")
+    parser.add_argument("--seed", type=seed, default=0, help="another seed renders other scenes")
     parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes that render")
     parser.add_switch("--odd-sizes", help="make some GTA5 images a few rows shorter, as in the official data")
     parser.add_switch("--overwrite", help="replace data that was made with other parameters")
@@ -79,7 +79,7 @@ def part(word: str) -> tuple[str, float]:
     name, _, factor = word.partition("=")
     if name not in PARTS:
         raise ArgumentTypeError(f"unknown part {name!r}; known: {', '.join(PARTS)}")
-    return name, float(factor)
+    return name, not_negative(factor)
 
 
 def main(args: Namespace) -> None:

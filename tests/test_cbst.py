@@ -751,7 +751,6 @@ def test_published_commands_of_the_mxnet_driver():
         (["--num-rounds", "1"], "must be at least 2"),
         (["--model", "ResNet38", "--protocol", "crst"], "does not go with --model ResNet38"),
         (["--with-prior", "--lr-weight-ent", "0.25"], "without --with-prior"),
-        (["--init-src-port", "3"], "portions, between 0 and 1"),
     ):
         with pytest.raises(RunError, match=message):
             get_arguments(flags)

@@ -1,15 +1,32 @@
 """Values of flags that have no meaning are refused by the parser, or before anything is written."""
 
 import argparse
+import contextlib
 from importlib import import_module
 
 import pytest
 import torch
+from test_flags import SCRIPTS, parser_of
 
 import train_clan
 from utils.device import choose
 from utils.errors import RunError
-from utils.parser import scale_range
+from utils.parser import (
+    above_zero,
+    count,
+    fraction,
+    not_negative,
+    numbers,
+    positive,
+    positive_numbers,
+    scale_range,
+    seed,
+    share,
+    size,
+)
+
+NUMBERS = (above_zero, count, fraction, not_negative, numbers, positive, positive_numbers, scale_range, seed, share, size)
+WITHOUT_NUMBERS = {"scripts/convert_checkpoint.py"}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +56,42 @@ def test_values_without_a_meaning_are_refused(script, words, message, capsys):
     with pytest.raises(SystemExit) as caught:
         import_module(script.removesuffix(".py").replace("/", ".")).get_arguments(words.split())
     assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
+# Numbers that look odd and are allowed: none so far.
+ALLOWED: set[tuple[str, str]] = set()
+ODD_NUMBERS = ("nan", "inf", "-inf", "-1", "nan,nan", "inf,inf", "-1,-1", "0.5,nan", "nan,nan,nan,nan", "-1,-1,-1,-1")
+
+
+def is_number(value):
+    return isinstance(value, int | float) or isinstance(value, tuple) and all(map(is_number, value))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_flag_takes_a_number_that_is_none(script, monkeypatch, capsys):
+    """Every numeric flag of every script refuses NaN, infinity and -1, and the message names the flag."""
+    parser = parser_of(script, monkeypatch)
+    numeric = 0
+    for action in parser._actions:
+        taken = []
+        for word in ODD_NUMBERS if action.type and action.choices is None else ():
+            with contextlib.suppress(ValueError, TypeError, argparse.ArgumentTypeError):
+                taken += [word] if is_number(action.type(word)) else []
+        option = action.option_strings[0] if action.option_strings else action.dest
+        assert not {(option, word) for word in taken} - ALLOWED
+        if action.option_strings and action.type in NUMBERS:
+            numeric += 1
+            with pytest.raises(SystemExit):
+                parser.parse_args([f"{option}=nan"])
+            assert option in capsys.readouterr().err
+    assert numeric or script in WITHOUT_NUMBERS
+
+
+def test_a_color_jitter_of_four_numbers(capsys):
+    for word in ("nan,0,0,0", "0.5", "-1,0,0,0", "inf,0,0,0", "0,0,0,0.6"):
+        with pytest.raises(SystemExit):
+            import_module("train_fada").get_arguments([f"--color-jitter={word}"])
+        assert "--color-jitter" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ("0,0", "0.5", "2,1", "-1,1", "1,inf", "x"))

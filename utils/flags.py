@@ -89,7 +89,9 @@ def add_target_flags(parser: Parser, default: str | None = "cityscapes") -> None
 def add_network_flags(parser: Parser, model: str) -> None:
     group = parser.add_argument_group("network")
     group.add_argument("--model", default=model, metavar="NAME", help=f"one of {', '.join(MODELS)}")
-    group.add_argument("--num-classes", type=int, metavar="N", help=f"{_class_counts()}; classes.json of a folder has its own")
+    group.add_argument(
+        "--num-classes", type=positive, metavar="N", help=f"{_class_counts()}; classes.json of a folder has its own"
+    )
     group.add_argument("--aspp-branches", type=int, choices=(2, 4), help=ASPP_BRANCHES)
     group.add_argument("--batch-norm", choices=BATCH_NORM_MODES, default="frozen-affine", help=BATCH_NORM)
     group.add_argument("--restore-from", metavar="FILE", help=RESTORE_FROM)
@@ -128,7 +130,9 @@ def add_optimizer_flags(parser: Parser, batch_help: str) -> Any:
     group.add_argument("--power", type=not_negative, default=0.9, help="of the poly schedule")
     group.add_argument("--updates", choices=("published", "clean"), default="published", help=UPDATES)
     group.add_argument("--batch-size", type=positive, default=1, metavar="N", help=batch_help)
-    group.add_argument("--random-seed", type=int, default=1234, metavar="N", help="seeds weights, data order and augmentation")
+    group.add_argument(
+        "--random-seed", type=values.seed, default=1234, metavar="N", help="seeds weights, data order and augmentation"
+    )
     return group
 
 
@@ -182,7 +186,9 @@ def add_label_flags(parser: Parser) -> None:
     parser.add_argument("--data-list", metavar="FILE", help="list of its images (default: all found)")
     parser.add_argument("--source-split", default="all", metavar="SPLIT", help="split to look at")
     add_part_flags(parser)
-    parser.add_argument("--num-classes", type=int, metavar="N", help="19, 16 or 13 (default: what is usual for the data set)")
+    parser.add_argument(
+        "--num-classes", type=positive, metavar="N", help="19, 16 or 13 (default: what is usual for the data set)"
+    )
     parser.add_argument("--workers", type=positive, default=os.cpu_count(), metavar="N", help="processes that read labels")
 
 

@@ -130,17 +130,20 @@ def size(word: str) -> tuple[int, int]:
 
 
 def numbers(word: str) -> tuple[float, ...]:
-    """`0.5,1.0` to (0.5, 1.0)."""
+    """`0.5,1.0` to (0.5, 1.0), all at least 0."""
     try:
-        return tuple(float(part) for part in word.split(","))
+        found = tuple(float(part) for part in word.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{word!r} is not a list of numbers such as 0.5,1.0") from None
+    if not all(0 <= value < float("inf") for value in found):
+        raise argparse.ArgumentTypeError(f"{word!r}: all numbers must be at least 0")
+    return found
 
 
 def positive_numbers(word: str) -> tuple[float, ...]:
     """As `numbers`, all above 0."""
     found = numbers(word)
-    if not all(0 < value < float("inf") for value in found):
+    if not all(found):
         raise argparse.ArgumentTypeError(f"{word!r}: all numbers must be above 0")
     return found
 
@@ -189,6 +192,22 @@ def above_zero(word: str) -> float:
     value = float(word)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{word} is not a number above 0")
+    return value
+
+
+def share(word: str) -> float:
+    """A number above 0, at most 1."""
+    value = float(word)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{word} is not above 0 and at most 1")
+    return value
+
+
+def seed(word: str) -> int:
+    """A whole number that seeds every random generator: from 0 to 2^31 - 1."""
+    value = int(word)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{word} is not between 0 and {2**31 - 1}")
     return value
 
 

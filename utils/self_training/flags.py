@@ -7,7 +7,7 @@ from dataset.catalogue import DATA_SETS
 from model.networks import known_name
 
 from ..errors import RunError
-from ..parser import Flags, Parser, numbers, positive
+from ..parser import Flags, Parser, above_zero, count, fraction, positive, scale_range
 from .protocols import PROTOCOLS, Protocol, usual_protocol
 
 
@@ -20,7 +20,7 @@ def add_labelling_flags(parser: Parser) -> None:
         "--prior", metavar="FILE", help="the prior (default: the source's spatial_prior_C.mat or prior_array.mat)"
     )
     group.add_argument("--ds-rate", type=positive, default=4, metavar="N", help="thresholds are chosen on every Nth pixel")
-    group.add_argument("--eval-scale", type=float, default=0.9, metavar="F", help="crst: images to label are scaled by F")
+    group.add_argument("--eval-scale", type=above_zero, default=0.9, metavar="F", help="crst: images to label are scaled by F")
     group.add_argument("--test-scales", type=positive, default=1850, metavar="N", help="cbst: their longer side becomes N")
     group.add_argument(
         "--test-steps", type=int, choices=(1, 2, 4), default=1, help="cbst: average NxN passes of shifted images"
@@ -31,16 +31,18 @@ def add_labelling_flags(parser: Parser) -> None:
 def add_crop_flags(parser: Parser) -> None:
     """Augmentation and the mining of rare classes."""
     group = parser.add_argument_group("crops")
-    group.add_argument("--mine-port", type=float, default=0.8, metavar="P", help="chance that a crop is put on a rare class")
-    group.add_argument("--mine-thresh", type=float, default=0.001, metavar="P", help="classes with a smaller share are rare")
-    group.add_argument("--mine-id-number", type=int, default=3, metavar="N", help="cbst: rarest classes, if none is that rare")
+    group.add_argument("--mine-port", type=fraction, default=0.8, metavar="P", help="chance that a crop is put on a rare class")
+    group.add_argument("--mine-thresh", type=fraction, default=0.001, metavar="P", help="classes with a smaller share are rare")
+    group.add_argument(
+        "--mine-id-number", type=count, default=3, metavar="N", help="cbst: rarest classes, if none is that rare"
+    )
     group.add_argument(
         "--scale-rate-range",
-        type=low_high,
+        type=scale_range,
         metavar="LOW,HIGH",
         help="random scales of the source (default 0.5,1.5; cbst 0.7,1.3)",
     )
-    group.add_argument("--train-scale-tgt", type=low_high, metavar="LOW,HIGH", help="of the target (default: as the source)")
+    group.add_argument("--train-scale-tgt", type=scale_range, metavar="LOW,HIGH", help="of the target (default: as the source)")
     parser.add_switch("--random-mirror", group=group, default=True, help="crst: mirror half of the crops (cbst always does)")
     parser.add_switch("--random-scale", group=group, default=True, help="crst: scale images at random (cbst always does)")
     group.add_argument(
@@ -49,12 +51,7 @@ def add_crop_flags(parser: Parser) -> None:
     group.add_argument("--origin-size-tgt", type=positive, default=2048, metavar="N", help="cbst: longer side of target images")
 
 
-def low_high(word: str) -> tuple[float, ...]:
-    """`0.5,1.5` to (0.5, 1.5), a range of scales."""
-    values = numbers(word)
-    if len(values) != 2 or not 0 < values[0] <= values[1]:
-        raise argparse.ArgumentTypeError(f"{word!r} is no range of scales; write LOW,HIGH, for example 0.5,1.5")
-    return values
+low_high = scale_range
 
 
 def with_published_values(args: argparse.Namespace) -> Flags:
@@ -87,8 +84,6 @@ def check(args: argparse.Namespace, protocol: Protocol) -> None:
         )
     if args.lr_weight_ent and (args.with_prior or not protocol.soft_labels):
         raise RunError("--lr-weight-ent belongs to --protocol crst, without --with-prior")
-    if not 0 < args.init_tgt_port <= 1 or not 0 <= args.init_src_port <= 1:
-        raise RunError("--init-tgt-port and --init-src-port are portions, between 0 and 1")
     width, height = args.input_size
     if protocol.square_crops and width != height:
         raise RunError(f"--input-size {width},{height}: crops of --protocol {args.protocol} are square")
