@@ -8,6 +8,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from .errors import DataError
 
+# So many samples in a row may be damaged, with `skip_bad`, before that is an error.
+MOST_IN_A_ROW = 8
 GOLDEN_RATIO = 0x9E3779B97F4A7C15
 
 
@@ -21,6 +23,9 @@ class SizedDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: Any) -> Any: ...
+
+    def path(self, index: int) -> str:
+        """The file of the image."""
 
 
 class Order(Protocol):
@@ -39,6 +44,9 @@ class EndlessLoader:
 
     `position` counts the batches handed out; together with the data it is the whole state.
 
+    With `skip_bad` a sample that cannot be read is replaced by the next one of the stream that can be (with the draws of the
+    one that it replaces). Batches then have `damaged`: for each sample the errors of those before it, a line each.
+
     Raises (from `next`): whatever the data set raises, naming the file.
     """
 
@@ -51,8 +59,9 @@ class EndlessLoader:
         rank: int = 0,
         world_size: int = 1,
         order: Order | None = None,
+        skip_bad: bool = False,
     ) -> None:
-        self.order = order
+        self.order, self.skip_bad = order, skip_bad
         self.dataset, self.batch_size, self.seed, self.num_workers = dataset, batch_size, seed, num_workers
         self.rank, self.world_size = rank, world_size
         self.position = 0
@@ -76,7 +85,7 @@ class EndlessLoader:
 
     def _loader(self) -> DataLoader:
         return DataLoader(
-            cast(Dataset, self.dataset),
+            cast(Dataset, _Readable(self.dataset) if self.skip_bad else self.dataset),
             batch_sampler=_Stream(self),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -88,6 +97,15 @@ class EndlessLoader:
         """The data set keys (index, seed, batch_seed) of this process's batch number `position`."""
         first = (position * self.world_size + self.rank) * self.batch_size
         return [(self._index(k), _mix(self.seed, k), _mix(~self.seed, position)) for k in range(first, first + self.batch_size)]
+
+    def _replacements(self, position: int) -> list[list[int]]:
+        """For each sample of a batch the indices of those that may replace it, the next of the stream first."""
+        first = (position * self.world_size + self.rank) * self.batch_size
+        return [[self._index(k + i) for i in range(1, MOST_IN_A_ROW)] for k in range(first, first + self.batch_size)]
+
+    def next_files(self) -> list[str]:
+        """The images of the batch that is handed out next."""
+        return [self.dataset.path(index) for index, _, _ in self.keys(self.position)]
 
     def _index(self, k: int) -> int:
         if self.order is not None:
@@ -127,11 +145,32 @@ class _Stream(Sampler):
     def __init__(self, loader: EndlessLoader) -> None:
         self.loader, self.start = loader, loader.position
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple]]:
         position = self.start
         while True:
-            yield self.loader.keys(position)
+            keys = self.loader.keys(position)
+            yield list(zip(keys, self.loader._replacements(position), strict=True)) if self.loader.skip_bad else keys
             position += 1
+
+
+class _Readable(Dataset):
+    """The samples of a data set, each replaced by another one if it cannot be read.
+
+    Asked for by ((index, seed, batch_seed), indices of the others).
+    """
+
+    def __init__(self, dataset: SizedDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[tuple[int, int, int], list[int]]) -> dict[str, Any]:
+        (index, *seeds), others = key
+        damaged: list[str] = []
+        for each in (index, *others):
+            try:
+                return {**self.dataset[(each, *seeds)], "damaged": "\n".join(damaged)}
+            except DataError as error:
+                damaged.append(str(error))
+        raise DataError(f"{len(damaged)} samples in a row are damaged: {'; '.join(damaged)}")
 
 
 def sequential_loader(dataset: SizedDataset, num_workers: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader:

@@ -90,6 +90,10 @@ class SegmentationDataset(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
+    def path(self, index: int) -> str:
+        """The file of an image."""
+        return self.records[index].image
+
     def __getitem__(self, key: int | tuple[int, int, int]) -> dict[str, Any]:
         index, seed, batch_seed = key if isinstance(key, tuple) else (key, key, key)
         record = self.records[index]

@@ -46,7 +46,7 @@ def _make_current(gpu: torch.device) -> torch.device:
 
 def set_up(args: Namespace) -> torch.device:
     """Seed everything, join the process group under torchrun, and return this process's device (see `choose`)."""
-    device = distributed.start(choose(args))
+    device = distributed.start(choose(args), getattr(args, "timeout", distributed.USUAL_TIMEOUT))
     if device.type == "cuda":
         # Image sizes are constant, so the search for the fastest convolutions pays. It costs bit-exact repeatability on GPUs.
         torch.backends.cudnn.benchmark = True

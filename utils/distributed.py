@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import cache
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed, nn
@@ -13,20 +13,32 @@ from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hoo
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from . import watchdog
 from .errors import RunError
 
+T = TypeVar("T")
 Network = TypeVar("Network", bound=nn.Module)
 
+# How long a process waits for the others, in seconds, where no flag says so.
+USUAL_TIMEOUT = 1800
+_timeout = timedelta(seconds=2 * USUAL_TIMEOUT)
 
-def start(device: torch.device) -> torch.device:
-    """Join the process group that torchrun describes, if any, and return this process's own device."""
+
+def start(device: torch.device, timeout: float = USUAL_TIMEOUT) -> torch.device:
+    """Join the process group that torchrun describes, if any, and return this process's own device.
+
+    Args:
+        timeout: a process that waits for the others for twice as many seconds gives up (0: after 30 days), so that
+            `utils.watchdog` comes first, which says more.
+    """
+    global _timeout
+    _timeout = timedelta(seconds=2 * timeout) if timeout else timedelta(days=30)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    # Long enough for one process to count the classes of a data set while the others wait.
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_timeout)
     return device
 
 
@@ -107,17 +119,34 @@ def sum_across_processes(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of `tensor` over all processes (the tensor itself in a single process)."""
     if world_size() > 1:
         tensor = tensor.clone()
-        distributed.all_reduce(tensor)
+        with _waiting():
+            distributed.all_reduce(tensor)
     return tensor
+
+
+def largest(*values: float) -> list[float]:
+    """The largest of each value over all processes; all must ask at the same point."""
+    if world_size() == 1:
+        return list(values)
+    found = torch.tensor(values, dtype=torch.float64)
+    with _waiting():
+        distributed.all_reduce(found, distributed.ReduceOp.MAX, group=_cpu_group())
+    return found.tolist()
 
 
 def any_process(truth: bool) -> bool:
     """Whether it is true in any process; all must ask at the same point."""
+    return largest(float(truth))[0] > 0
+
+
+def gather(value: T) -> list[T]:
+    """Every process's value, in the order of their ranks, in all of them; all must come to the same point."""
     if world_size() == 1:
-        return truth
-    found: list[bool] = [False] * world_size()
-    distributed.all_gather_object(found, truth, group=_cpu_group())
-    return any(found)
+        return [value]
+    found: list[Any] = [None] * world_size()
+    with _waiting():
+        distributed.all_gather_object(found, value, group=_cpu_group())
+    return found
 
 
 def in_main(action: Callable[[], None]) -> None:
@@ -130,7 +159,8 @@ def in_main(action: Callable[[], None]) -> None:
             problem = error
     if world_size() > 1:
         told = [problem]
-        distributed.broadcast_object_list(told, group=_cpu_group())
+        with _waiting():
+            distributed.broadcast_object_list(told, group=_cpu_group())
         problem = told[0]
     if problem is not None:
         raise problem
@@ -139,9 +169,17 @@ def in_main(action: Callable[[], None]) -> None:
 @cache
 def _cpu_group() -> distributed.ProcessGroup:
     """All processes, by a way that does not wait for the GPU."""
-    return cast(distributed.ProcessGroup, distributed.new_group(backend="gloo"))
+    return cast(distributed.ProcessGroup, distributed.new_group(backend="gloo", timeout=_timeout))
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+    watchdog.waiting_for("the other processes")
+    yield
+    watchdog.waiting_for("")
 
 
 def wait_for_all() -> None:
     if world_size() > 1:
-        distributed.barrier()
+        with _waiting():
+            distributed.barrier()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 
@@ -9,6 +10,8 @@ from dataset.errors import DataError
 
 # EX_TEMPFAIL of sysexits.h: not an error, the same command goes on later.
 STOPPED = 75
+# As timeout(1) has it: there was no progress for --timeout seconds.
+TIMED_OUT = 124
 
 
 class RunError(ValueError):
@@ -16,12 +19,21 @@ class RunError(ValueError):
 
 
 class Stopped(RunError):
-    """A signal asked the run to stop, and it has saved its state; with several processes all have stopped at the same step."""
+    """A signal asked the run to stop, and what it has done is saved.
+
+    Args:
+        together: with several processes, all have stopped at the same step.
+    """
+
+    def __init__(self, message: str, together: bool = True) -> None:
+        super().__init__(message)
+        self.together = together
 
 
 @contextlib.contextmanager
 def exit_with_message() -> Iterator[None]:
-    """Print our own errors, and the operating system's about a named path, as one line and exit with status 1, or `STOPPED`.
+    """Print our own errors, the operating system's about a named path, and PyTorch's about a process that is gone, as one line
+    and exit with status 1, or `STOPPED`.
 
     The process group is left only where all processes come to leave it, which after an error they may never do.
     """
@@ -33,7 +45,8 @@ def exit_with_message() -> Iterator[None]:
     try:
         yield
     except Stopped as stop:
-        distributed.finish()
+        if stop.together:
+            distributed.finish()
         print(f"{os.path.basename(sys.argv[0])}: {stop}", file=sys.stderr)
         sys.exit(STOPPED)
     except (DataError, ModelError, RunError) as error:
@@ -42,7 +55,26 @@ def exit_with_message() -> Iterator[None]:
         if error.filename is None:
             raise
         _exit(f"{error.filename}: {error.strerror}")
+    except RuntimeError as error:
+        told = _lost_process(error)
+        if told is None:
+            raise
+        _exit(told)
     distributed.finish()
+
+
+def _lost_process(error: RuntimeError) -> str | None:
+    """What to say of PyTorch's errors about a process that this one works with, which are known by their text alone."""
+    from . import watchdog
+
+    reason = str(error).splitlines()[0] if str(error) else ""
+    if re.match(r"DataLoader worker .* (killed by signal|exited unexpectedly)", reason):
+        return (
+            f"{watchdog.now()}: {reason}; often for want of memory: --resume auto with fewer --num-workers"
+        )
+    if "/gloo/" in reason or "NCCL" in reason:
+        return f"{watchdog.now()}: another process has ended, or does not answer ({reason}); --resume auto continues"
+    return None
 
 
 def _exit(message: str) -> None:

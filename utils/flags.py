@@ -10,6 +10,7 @@ from dataset.reading import image_size
 from model import BATCH_NORM_MODES, MODELS
 
 from . import parser as values
+from .distributed import USUAL_TIMEOUT
 from .errors import RunError
 from .parser import Flags, Parser, not_negative, positive
 
@@ -36,6 +37,8 @@ UPDATES = (
 )
 PROTOCOL = "whose settings, where no flag says otherwise: the authors', or those of their reproduction in PaddlePaddle"
 RESUME = "continue the run in --snapshot-dir exactly where it stopped; auto: if there is one, else start it"
+TIMEOUT = "end the process, with status 124, when it has made no progress for so long; 0: never"
+ON_BAD_SAMPLE = "skip: train on the next image in place of one that cannot be read; ends above 1 %% of the samples"
 AMP = "mixed precision: bf16 on recent cards, fp16 (with loss scaling) on older ones"
 FAST = "the same as --amp bf16 --channels-last --compile; what stands behind it on the command line is still heeded"
 
@@ -149,6 +152,8 @@ def add_run_flags(parser: Parser) -> Any:
         "--val-every", type=values.count, default=0, metavar="N", help="steps between validations, which keep the best; 0: none"
     )
     group.add_argument("--save-num-images", type=values.count, default=2, metavar="N", help="images in TensorBoard's pictures")
+    group.add_argument("--timeout", type=not_negative, default=USUAL_TIMEOUT, metavar="SECONDS", help=TIMEOUT)
+    group.add_argument("--on-bad-sample", choices=("error", "skip"), default="error", help=ON_BAD_SAMPLE)
     return group
 
 

@@ -19,6 +19,10 @@ from .errors import RunError
 NAME = "in_use.json"
 
 
+# Of this process; given free when it ends.
+_held: list["Lock"] = []
+
+
 class InUseError(RunError):
     """Another process writes to the directory; the message names it and the way out."""
 
@@ -39,11 +43,12 @@ class Lock:
         os.makedirs(directory, exist_ok=True)
         while not self._create():
             self._remove_if_dead()
-        atexit.register(self.release)
+        _held.append(self)
 
     def release(self) -> None:
         """Give the directory free. A lock that is no longer ours stays."""
-        atexit.unregister(self.release)
+        if self in _held:
+            _held.remove(self)
         if os.getpid() == self.owner["pid"] and _read(self.path) == self.owner:
             with contextlib.suppress(OSError):
                 os.remove(self.path)
@@ -87,6 +92,13 @@ class Lock:
                 os.rename(aside, self.path)
                 raise InUseError(_in_use(self.path, moved))
             os.remove(aside)
+
+
+@atexit.register
+def release_all() -> None:
+    """Give all directories free that this process holds."""
+    for lock in list(_held):
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as torch_distributed
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -24,7 +23,7 @@ from dataset.loader import EndlessLoader
 from model.segmenter import Segmenter
 
 from .device import autocast, peak_memory
-from .distributed import any_process, averaging, in_main, is_main, rank, wait_for_all, world_size
+from .distributed import any_process, averaging, gather, in_main, is_main, rank, wait_for_all, world_size
 from .errors import RunError, Stopped
 from .evaluation import evaluate
 from .files import sweep, write_json
@@ -39,6 +38,7 @@ from .seeding import random_state, set_random_state
 from .snapshots import SnapshotFormat, Snapshots
 from .state import StateError, discard_damaged, has_state, load_state, save_state, save_tensors
 from .stop_signals import StopSignals
+from .watchdog import announced, at, waiting_for, watching
 
 # Flags that may change when a run is resumed: they alter neither weights nor data order.
 FREE_ON_RESUME = {
@@ -52,6 +52,8 @@ FREE_ON_RESUME = {
     "save_num_images",
     "snapshot_dir",
     "num_steps_stop",
+    "timeout",
+    "on_bad_sample",
     "batch_size",  # of one process; the loaders compare the whole batch
     "save_pred_every",
 }
@@ -60,6 +62,9 @@ OWN_FILES = ("args.json", "metrics.jsonl", "state.pth.new")
 TENSORS_FOR_THE_LOOP = ("image", "label", "soft", "target")
 # After so many halvings the scale of --amp fp16 is far below 1: it is not what makes the gradients infinite.
 MOST_SKIPPED_STEPS = 40
+# With --on-bad-sample skip a run ends when so many samples, and such a share of all so far, could not be read.
+MOST_DAMAGED, MOST_DAMAGED_SHARE = 10, 0.01
+MOST_SHOWN = 5  # of them, in an error
 WAYS_OUT = "a lower learning rate, or --amp bf16 instead of fp16, usually helps"
 
 Batch = dict[str, Any]
@@ -67,6 +72,10 @@ Batch = dict[str, Any]
 
 class NotFiniteError(RunError):
     """A loss became NaN or infinite, or with --amp fp16 the gradients did for many steps."""
+
+
+class DamagedDataError(RunError):
+    """More samples than --on-bad-sample skip accepts could not be read."""
 
 
 def fixed_flags(args: Namespace) -> dict[str, Any]:
@@ -121,7 +130,7 @@ class Run:
         if self.scaler.is_enabled():
             for optimizer in optimizers.values():
                 optimizer.register_step_post_hook(self._count_update)
-        self.first_step = 0
+        self.first_step = self.step = 0
         self.updated: set[int] = set()  # the optimizers that this update has not skipped, for --amp fp16 only
         self.skipped = {"updates": 0, "steps_in_a_row": 0}
         self.skipped_now = 0
@@ -129,6 +138,8 @@ class Run:
         self.best: dict[str, dict] = {}  # validations, {domain: {"miou", "step"}}
         self.last: dict[str, dict] = {}
         self.rates: dict[str, float] = {}
+        self.damaged: dict[str, int] = {}  # samples that --on-bad-sample skip has replaced, {error: how often}
+        self.damaged_now: list[tuple[int, str]] = []  # (step, error), of this process, not yet counted
         self.pending: tuple | None = None
         self.batch_files: list[str] = []
         self._restart_clock()
@@ -151,7 +162,6 @@ class Run:
             print(describe(self.plan, self.args, self.device, self.networks, self.loaders))
         self.log = RunLog(self.directory, self.first_step, self.resumed, is_main())
         self.signals = StopSignals()
-        self.signals.listen()
         wait_for_all()
 
     def _check_directory(self) -> None:
@@ -208,7 +218,7 @@ class Run:
         for key, loader in self.loaders.items():
             loader.load_state_dict(state["loaders"][key])
         self.scaler.load_state_dict(state["scaler"])
-        self.skipped = state.get("skipped", self.skipped)
+        self.skipped, self.damaged = state.get("skipped", self.skipped), state.get("damaged", {})
         self.best, self.last = state["best"], state["last"]
         self.first_step, self.unfinished = state["next_step"], state.get("unfinished", False)
         if len(state["random"]) == world_size():
@@ -236,7 +246,18 @@ class Run:
     # The loop
 
     def steps(self) -> Iterator[int]:
-        """Iterate over the steps that are left, with a progress bar; afterwards write the last snapshot and the state."""
+        """Iterate over the steps that are left, with a progress bar; afterwards write the last snapshot and the state.
+
+        Meanwhile signals are listened to, and a step that makes no progress for --timeout seconds ends the process.
+        """
+        self.signals.listen()
+        try:
+            with watching(self.args.timeout):
+                yield from self._steps()
+        finally:
+            self.signals.close()
+
+    def _steps(self) -> Iterator[int]:
         stop = self.plan.steps
         self._restart_clock()
         todo = range(self.first_step, stop)
@@ -244,9 +265,10 @@ class Run:
         if self.unfinished:
             self._finish_step(self.first_step - 1)
         for step in self.bar:
-            self.batch_files = []
+            at(f"step {step + 1}")
+            self.step, self.batch_files = step, []
             yield step
-        self._look_at_losses()
+        self._check_finite()
         if is_main():
             self._save_networks(stop)
         self._save_state(stop)
@@ -265,10 +287,13 @@ class Run:
 
     def next(self, loader: EndlessLoader) -> Batch:
         """The loader's next batch with its tensors on the device; the wait for it is accounted for."""
-        began = time.perf_counter()
+        began, domain = time.perf_counter(), next(name for name, each in self.loaders.items() if each is loader)
+        waiting_for(lambda: f"the next batch of {domain} ({', '.join(loader.next_files())})")
         batch = next(loader)
+        waiting_for("the computation" if world_size() == 1 else "the computation, or the gradients of the other processes")
         self.wait += time.perf_counter() - began
         self.images += len(batch["image"]) * world_size()
+        self.damaged_now += [(self.step, error) for errors in batch.pop("damaged", ()) for error in errors.splitlines()]
         self.batch_files += batch["path"]
         for key in TENSORS_FOR_THE_LOOP:
             if key in batch:
@@ -328,9 +353,12 @@ class Run:
         Raises:
             NotFiniteError: a loss of the previous step is NaN or infinite; no state with its consequences is ever written.
                 With --amp fp16 it may be, if the step was skipped for it and left no trace in the networks.
+            DamagedDataError: too many samples were damaged.
             Stopped: a signal has asked for it; the state is saved.
         """
         self._look_at_losses()
+        if world_size() == 1 or self.due(step, self.args.log_every):
+            self._count_damaged()
         self._note_losses(step, losses, weights or {})
         if self.due(step, self.args.save_pred_every) and is_main():
             for domain, (batch, logits) in shown.items():
@@ -342,7 +370,7 @@ class Run:
         """Validation, snapshot and state, and the end of the run if a signal asks for it."""
         validated = not self.due(step, self.plan.val_every) or self._validate(step)
         saved = validated and self._save(step)
-        if any_process(self.signals.received is not None):
+        if not validated or self.signals.received_by_any():
             if not saved:
                 self._save_state(step + 1, unfinished=not validated)
             self._close()
@@ -353,6 +381,30 @@ class Run:
     def due(self, step: int, every: int) -> bool:
         """True after every `every` steps (never for 0)."""
         return every > 0 and (step + 1) % every == 0
+
+    # Damaged samples
+
+    def _count_damaged(self) -> None:
+        """Count what all processes have found since the last time, in metrics.jsonl too."""
+        if self.args.on_bad_sample == "error":
+            return
+        found = sorted(row for rows in gather(self.damaged_now) for row in rows)
+        self.damaged_now = []
+        for step, error in found:
+            self.damaged[error] = self.damaged.get(error, 0) + 1
+            self.log.damaged(step, error)
+        damaged = sum(self.damaged.values())
+        samples = sum(loader.position * loader.batch_size * loader.world_size for loader in self.loaders.values())
+        if found and damaged > max(MOST_DAMAGED, MOST_DAMAGED_SHARE * samples):
+            raise DamagedDataError(
+                f"{damaged} of {samples} samples could not be read, more than --on-bad-sample skip accepts "
+                f"({MOST_DAMAGED_SHARE:.0%}): {self._damaged_files()}; scripts/check_data.py finds all"
+            )
+
+    def _damaged_files(self) -> str:
+        """What was wrong with the first few."""
+        errors = list(self.damaged)
+        return "; ".join(errors[:MOST_SHOWN]) + (f"; and {len(errors) - MOST_SHOWN} more" if len(errors) > MOST_SHOWN else "")
 
     # Losses
 
@@ -383,13 +435,23 @@ class Run:
         if is_main() and self.due(step, self.args.log_every):
             self._write_line(step, losses, groups)
 
+    def _check_finite(self) -> None:
+        """Before anything is written to go on from: a step whose loss was finite can have left weights that are not."""
+        self._look_at_losses()
+        if not self._is_intact():
+            raise NotFiniteError(
+                f"step {self.step}: the losses are finite, but the weights are no longer. {self._last_good_state()}; {WAYS_OUT}"
+            )
+
     def _is_intact(self) -> bool:
         """True if everything in the networks is finite, also the statistics that BatchNorm took of a skipped step."""
         values = [value for network in self.networks.values() for value in network.state_dict().values()]
-        return all(bool(value.isfinite().all()) for value in values)
+        return bool(torch.stack([value.isfinite().all() for value in values]).all())
 
     def _last_good_state(self) -> str:
-        return f"The last good state is in {self.directory}" if has_state(self.directory) else "There is no state yet"
+        if has_state(self.directory):
+            return f"The last good state is in {self.directory}"
+        return f"There is no state in {self.directory} yet"
 
     def _write_line(self, step: int, losses: dict[str, float], groups: dict[str, dict[str, float]]) -> None:
         elapsed = max(time.perf_counter() - self.clock, 1e-9)
@@ -418,11 +480,11 @@ class Run:
     def _validate(self, step: int) -> bool:
         """Score every validation domain, log it, and keep the best snapshot (`<name>_best.pth`) apart from the last; a second
         domain has a best of its own (`<name>_<domain>_best.pth`). False, with nothing logged or kept, if a signal came in."""
-        self._look_at_losses()
+        self._check_finite()
         classes = self.plan.classes
         matrices = {}
         for domain, loader in self.validation.items():
-            batches = itertools.takewhile(lambda _: self.signals.received is None, loader)
+            batches = itertools.takewhile(lambda _: self.signals.received is None, announced(loader, "the validation of image"))
             confusion = evaluate(self.network, batches, len(classes), self.device, autocast=self.autocast)
             matrices[domain] = confusion.matrix.cpu().numpy()
         if any_process(self.signals.received is not None):
@@ -453,7 +515,7 @@ class Run:
         comes after the validation of the step, so that a state knows the best score so far."""
         tag = self.snapshots.tag(step, self.args.save_pred_every)
         if tag is not None:
-            self._look_at_losses()
+            self._check_finite()
             if is_main():
                 self._save_networks(tag)
         due = tag is not None or self.due(step, self.args.save_state_every)
@@ -466,11 +528,9 @@ class Run:
             save_tensors(content, self._path(name), for_originals=True)
 
     def _save_state(self, next_step: int, unfinished: bool = False) -> None:
-        self._look_at_losses()
-        states: list[Any] = [random_state()]
-        if world_size() > 1:
-            states = [None] * world_size()
-            torch_distributed.all_gather_object(states, random_state())
+        self._check_finite()
+        self._count_damaged()
+        states = gather(random_state())
         if is_main():
             save_state(
                 {
@@ -482,6 +542,7 @@ class Run:
                     "loaders": {key: loader.state_dict() for key, loader in self.loaders.items()},
                     "scaler": self.scaler.state_dict(),
                     "skipped": self.skipped,
+                    "damaged": self.damaged,
                     "random": states,
                     "best": self.best,
                     "last": self.last,
@@ -494,11 +555,14 @@ class Run:
         for loader in self.loaders.values():
             loader.close()
         self.log.close()
-        self.signals.close()
         if is_main():
             self.lock.release()
 
     def _tell_end(self) -> None:
+        if self.damaged:
+            print(f"{sum(self.damaged.values())} damaged samples were replaced:")
+            for error, times in self.damaged.items():
+                print(f"    {error}" + (f" ({times} times)" if times > 1 else ""))
         for domain in self.last:
             print(f"last validation, after step {self.last[domain]['step'] + 1}: {self._score_line(domain)}")
         print(f"weights: {self.last_weights()}")

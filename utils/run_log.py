@@ -53,6 +53,11 @@ class RunLog:
                 if value is not None:
                     self.board.add_scalar(f"{prefix}validation IoU/{name}", value, step)
 
+    def damaged(self, step: int, error: str) -> None:
+        """A sample of this step that was replaced by another one."""
+        if self.writes:
+            self._write({"step": step, "damaged": error})
+
     def picture(self, step: int, title: str, picture: np.ndarray) -> None:
         """An (H,W,3) uint8 picture in TensorBoard."""
         if self.writes:

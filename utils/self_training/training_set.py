@@ -50,6 +50,11 @@ class SourceAndTarget(Dataset):
     def __len__(self) -> int:
         return len(self.chosen) + len(self.target)
 
+    def path(self, index: int) -> str:
+        """The file of an image."""
+        from_target = index - len(self.chosen)
+        return self.target.path(from_target) if from_target >= 0 else self.source.path(self.chosen[index])
+
     def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Any]:
         index, seed, batch_seed = key
         rngs = random.Random(seed), random.Random(batch_seed)
