@@ -45,8 +45,9 @@ from utils.parser import Flags, Parser, fraction, not_negative, positive, share
 from utils.plan import Plan
 from utils.run import Run, fixed_flags
 from utils.seeding import seed_everything
-from utils.self_training.claims import claim_directory
+from utils.self_training.claims import claim_directory, working_in
 from utils.self_training.flags import add_crop_flags, add_labelling_flags, check, with_published_values
+from utils.self_training.label_folders import readable
 from utils.self_training.labelling import label_target
 from utils.self_training.prior import read_prior
 from utils.self_training.protocols import CRST, PROTOCOLS, Protocol
@@ -164,35 +165,38 @@ def main(args: Flags) -> None:
     val_images = target_val_loader(args, classes)
     prior = read_prior(args, classes, device) if args.with_prior else None
     whole_batch = {"batch_size": args.batch_size * distributed.world_size()}
-    claim_directory(args.snapshot_dir, fixed_flags(args) | whole_batch, args.resume)
+    with working_in(args):
+        claim_directory(args.snapshot_dir, fixed_flags(args) | whole_batch, args.resume)
+        target = readable(args, target)
 
-    weights = args.restore_from
-    for now in schedule(args, protocol):
-        seed_everything(args.random_seed + now.number)  # the same whether the rounds before it ran or were finished
-        directory = os.path.join(args.snapshot_dir, f"round{now.number}")
-        finished = os.path.join(directory, "finished.json")
-        if not os.path.exists(finished):
-            if distributed.is_main():
-                os.makedirs(directory, exist_ok=True)
-                print(f"\nround {now.number}: {now.target:.0%} of the target's pixels, {now.source:.2%} of the source's images")
-            distributed.wait_for_all()
-            resume = "auto" if args.resume else False
-            settings = args.with_values(snapshot_dir=directory, resume=resume, learning_rate=now.learning_rate)
+        weights = args.restore_from
+        for now in schedule(args, protocol):
+            seed_everything(args.random_seed + now.number)  # the same whether the rounds before it ran or were finished
+            directory = os.path.join(args.snapshot_dir, f"round{now.number}")
+            finished = os.path.join(directory, "finished.json")
+            if not os.path.exists(finished):
+                if distributed.is_main():
+                    os.makedirs(directory, exist_ok=True)
+                    portions = f"{now.target:.0%} of the target's pixels, {now.source:.2%} of the source's images"
+                    print(f"\nround {now.number}: {portions}")
+                distributed.wait_for_all()
+                resume = "auto" if args.resume else False
+                settings = args.with_values(snapshot_dir=directory, resume=resume, learning_rate=now.learning_rate)
 
-            # Label the target, then train on it and on a little of the source
-            network = build_network(args, protocol, classes, weights, device)
-            report = label_target(settings, protocol, classes, now.target, network, target, prior, device)
-            chosen = source_subset(len(source), now.source, now.seed)
-            images = training_set(settings, protocol, classes, report, source, chosen, target.records)
-            plan = plan_round(args, protocol, classes, len(images))
-            last = retrain(settings, plan, network, endless(args, images), val_images, device)
+                # Label the target, then train on it and on a little of the source
+                network = build_network(args, protocol, classes, weights, device)
+                report = label_target(settings, protocol, classes, now.target, network, target, prior, device)
+                chosen = source_subset(len(source), now.source, now.seed)
+                images = training_set(settings, protocol, classes, report, source, chosen, target.records)
+                plan = plan_round(args, protocol, classes, len(images))
+                last = retrain(settings, plan, network, endless(args, images), val_images, device)
 
-            if distributed.is_main():
-                write_json(finished, {"weights": os.path.relpath(last, args.snapshot_dir)})
-                shutil.rmtree(os.path.join(directory, "maps"), ignore_errors=True)
-            distributed.wait_for_all()
-        with open(finished) as file:
-            weights = os.path.join(args.snapshot_dir, json.load(file)["weights"])
+                if distributed.is_main():
+                    write_json(finished, {"weights": os.path.relpath(last, args.snapshot_dir)})
+                    shutil.rmtree(os.path.join(directory, "maps"), ignore_errors=True)
+                distributed.wait_for_all()
+            with open(finished) as file:
+                weights = os.path.join(args.snapshot_dir, json.load(file)["weights"])
 
 
 def build_network(args: Flags, protocol: Protocol, classes: ClassSet, weights: str | None, device: torch.device) -> Segmenter:

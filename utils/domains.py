@@ -74,7 +74,14 @@ def endless(
     batch_size: int | None = None,
 ) -> EndlessLoader:
     """Endless batches of a data set: this process's share (`batch_size`, or else --batch-size) of each."""
-    return EndlessLoader(dataset, batch_size or args.batch_size, args.random_seed + seed_offset, order=order, **_share(args))
+    return EndlessLoader(
+        dataset,
+        batch_size or args.batch_size,
+        args.random_seed + seed_offset,
+        order=order,
+        skip_bad=args.on_bad_sample == "skip",
+        **_share(args),
+    )
 
 
 def source_val_loader(args: Namespace, classes: ClassSet) -> DataLoader | None:

@@ -69,9 +69,7 @@ def _lost_process(error: RuntimeError) -> str | None:
 
     reason = str(error).splitlines()[0] if str(error) else ""
     if re.match(r"DataLoader worker .* (killed by signal|exited unexpectedly)", reason):
-        return (
-            f"{watchdog.now()}: {reason}; often for want of memory: --resume auto with fewer --num-workers"
-        )
+        return f"{watchdog.now()}: {reason}; often for want of memory: --resume auto with fewer --num-workers"
     if "/gloo/" in reason or "NCCL" in reason:
         return f"{watchdog.now()}: another process has ended, or does not answer ({reason}); --resume auto continues"
     return None

@@ -87,6 +87,12 @@ def sweep(directory: str, is_ours: Callable[[str], bool]) -> None:
             os.remove(os.path.join(directory, name))
 
 
+def sweep_below(directory: str, endings: tuple[str, ...]) -> None:
+    """The same in a directory and all below it, of files whose names end so."""
+    for place, _, _ in os.walk(directory):
+        sweep(place, lambda name: name.endswith(endings))
+
+
 def add_checksum(file: BinaryIO) -> None:
     """Append the SHA-256 of what a file of `replacing` holds so far, where readers of PyTorch's old format do not look."""
     file.flush()

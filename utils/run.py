@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -81,6 +81,23 @@ class DamagedDataError(RunError):
 def fixed_flags(args: Namespace) -> dict[str, Any]:
     """The flags that must stay the same when a run is resumed, as JSON gives them back."""
     return json.loads(json.dumps({key: value for key, value in vars(args).items() if key not in FREE_ON_RESUME}))
+
+
+def check_damaged(errors: Sequence[str], damaged: int, samples: int) -> None:
+    """See that few samples were damaged.
+
+    Args:
+        errors: what was wrong with them, once for each file.
+
+    Raises:
+        DamagedDataError: it was more than 10, and more than 1 % of the samples.
+    """
+    if damaged > max(MOST_DAMAGED, MOST_DAMAGED_SHARE * samples):
+        shown = "; ".join(errors[:MOST_SHOWN]) + (f"; and {len(errors) - MOST_SHOWN} more" if len(errors) > MOST_SHOWN else "")
+        raise DamagedDataError(
+            f"{damaged} of {samples} samples could not be read, more than --on-bad-sample skip accepts "
+            f"({MOST_DAMAGED_SHARE:.0%}): {shown}; scripts/check_data.py finds all"
+        )
 
 
 class Run:
@@ -395,16 +412,8 @@ class Run:
             self.log.damaged(step, error)
         damaged = sum(self.damaged.values())
         samples = sum(loader.position * loader.batch_size * loader.world_size for loader in self.loaders.values())
-        if found and damaged > max(MOST_DAMAGED, MOST_DAMAGED_SHARE * samples):
-            raise DamagedDataError(
-                f"{damaged} of {samples} samples could not be read, more than --on-bad-sample skip accepts "
-                f"({MOST_DAMAGED_SHARE:.0%}): {self._damaged_files()}; scripts/check_data.py finds all"
-            )
-
-    def _damaged_files(self) -> str:
-        """What was wrong with the first few."""
-        errors = list(self.damaged)
-        return "; ".join(errors[:MOST_SHOWN]) + (f"; and {len(errors) - MOST_SHOWN} more" if len(errors) > MOST_SHOWN else "")
+        if found:
+            check_damaged(list(self.damaged), damaged, samples)
 
     # Losses
 

@@ -1,27 +1,59 @@
-"""What the files in a directory were made from, so that those of two runs never mix."""
+"""Directories of several stages or rounds: used by one process at a time, and what their files were made from, so that those of
+two runs never mix."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .. import distributed
-from ..files import write_json
+from ..files import sweep, write_json
+from ..locks import Lock
+from ..outputs import check_outside_data
 from ..state import StateError
+from ..stop_signals import StopSignals
+from ..watchdog import watching
 
 NOTE = "made_from.json"
 
 
-def claim_directory(directory: str, made_from: Mapping[str, Any], resume: bool) -> None:
+@contextlib.contextmanager
+def working_in(args: Namespace) -> Iterator[None]:
+    """What surrounds the stages or rounds below --snapshot-dir, as `Run` does each of their trainings: the directory is locked,
+    signals are listened to, and the process is ended when it makes no progress for --timeout seconds.
+
+    Raises:
+        RunError: the directory is in use, or belongs to a data set.
+    """
+    check_outside_data("--snapshot-dir", args.snapshot_dir, args.data_dir, args.data_dir_target)
+    signals = StopSignals()
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> None:
+            stack.callback(Lock(args.snapshot_dir).release)
+            sweep(args.snapshot_dir, lambda name: name.endswith(".json"))
+
+        distributed.in_main(lock)
+        signals.listen()
+        stack.callback(signals.close)
+        stack.enter_context(watching(args.timeout))
+        yield
+
+
+def claim_directory(directory: str, made_from: Mapping[str, Any], resume: bool | str) -> None:
     """Note in a directory of generated files what they are made from.
 
     A note without files, as a start leaves that failed at once, counts for nothing; so do other JSON files beside it.
 
     Args:
         made_from: values as JSON gives them back.
+        resume: as --resume: True goes on with the files that are there, "auto" does if there are any.
 
     Raises:
-        StateError: it holds files made from something else already, or from the same without `resume`.
+        StateError: it holds files made from something else already, or from the same without `resume`; or none with
+            `resume` True.
     """
     found = read_claim(directory)
     if found and _holds_files(directory):
@@ -31,6 +63,8 @@ def claim_directory(directory: str, made_from: Mapping[str, Any], resume: bool) 
         if changed:
             changes = ", ".join(f"{key} {found.get(key)} (now {made_from.get(key)})" for key in changed)
             raise StateError(f"{directory} holds files already, made with other settings: {changes}")
+    elif resume is True:
+        raise StateError(f"{directory}: nothing to resume from; start without --resume, or with --resume auto")
     distributed.wait_for_all()
     if distributed.is_main():
         os.makedirs(directory, exist_ok=True)

@@ -1,7 +1,9 @@
 """Folders of pseudo-labels: palette PNGs of train ids, one per image and named like it, and what they were made from."""
 
+import argparse
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,11 +13,16 @@ from tqdm import tqdm
 from dataset.catalogue import ClassSet, identity_table
 from dataset.errors import DataError, MissingDataError
 from dataset.layouts import Record
+from dataset.reading import read_image
 from dataset.segmentation import SegmentationDataset, Transform
 
 from .. import distributed
+from ..files import sweep_below
 from ..pictures import save_colours
+from ..run import check_damaged
 from ..state import StateError
+from ..stop_signals import stop_if_asked
+from ..watchdog import announced, at
 from .claims import claim_directory, read_claim
 
 T = TypeVar("T")
@@ -27,9 +34,12 @@ class LabelFolder:
     def __init__(self, directory: str, classes: ClassSet) -> None:
         self.directory, self.classes = directory, classes
 
-    def claim(self, resume: bool, **made_from: Any) -> None:
-        """Note what the labels are made from; see `claim_directory`."""
+    def claim(self, resume: bool | str, **made_from: Any) -> None:
+        """Note what the labels are made from (see `claim_directory`), and remove what a killed process left half-written."""
         claim_directory(self.directory, {**made_from, "classes": list(self.classes.names)}, resume)
+        if distributed.is_main():
+            sweep_below(self.directory, (".png", ".json"))
+        distributed.wait_for_all()
 
     def path(self, name: str) -> str:
         """The label of the image that is filed under `name` (with its sub-folders): the same name, always as a PNG."""
@@ -97,6 +107,48 @@ def left_over(dataset: SegmentationDataset, done: Callable[[Record], bool]) -> S
     return Subset(dataset, positions)
 
 
-def progress(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
-    """`items` with a progress bar in the main process."""
-    return tqdm(items, desc=title, total=total, unit="image", disable=not distributed.is_main())
+def readable(
+    args: argparse.Namespace, dataset: SegmentationDataset, known: Callable[[Record], bool] = lambda record: False
+) -> SegmentationDataset:
+    """The images to label: with --on-bad-sample skip without those that cannot be read, which are told.
+
+    Args:
+        known: true for images that need not be tried.
+
+    Raises:
+        DamagedDataError: there are too many of them.
+    """
+    if args.on_bad_sample == "error":
+        return dataset
+    unsure = [record for record in dataset.records if not known(record)]
+    mine = unsure[distributed.rank() :: distributed.world_size()]
+    with ThreadPoolExecutor(max(1, args.num_workers)) as pool:
+        errors = list(progress(pool.map(_error_of, mine), "reading", len(mine)))
+    found = [(record.image, error) for record, error in zip(mine, errors, strict=True) if error]
+    damaged = dict(row for rows in distributed.gather(found) for row in rows)
+    check_damaged(list(damaged.values()), len(damaged), len(dataset))
+    for error in sorted(damaged.values()) if distributed.is_main() else ():
+        print(f"not labelled: {error}")
+    return SegmentationDataset(
+        [record for record in dataset.records if record.image not in damaged], None, dataset.transform, labels=False
+    )
+
+
+def _error_of(record: Record) -> str | None:
+    try:
+        read_image(record.image)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def progress(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
+    """`items` with a progress bar in the main process; each is noted for the watchdog.
+
+    Raises:
+        Stopped: a signal asks for it; the items so far are done.
+    """
+    at(title)
+    for item in announced(tqdm(items, desc=title, total=total, unit="image", disable=not distributed.is_main()), "image"):
+        yield item
+        stop_if_asked(f"stage {title}")

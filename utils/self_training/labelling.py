@@ -19,6 +19,7 @@ from model.segmenter import Segmenter
 from .. import distributed
 from ..device import autocast
 from ..evaluation import predictions
+from ..files import sweep_below
 from .label_folders import LabelFolder, left_over, progress
 from .prior import SpatialPrior
 from .protocols import Protocol
@@ -79,6 +80,8 @@ def label_target(
     network.eval()
     maps, labels = round_maps(args, protocol, prior, device), round_labels(args, classes)
     labels.check_names(images.records)
+    if distributed.is_main():
+        sweep_below(args.snapshot_dir, (".json", ".npz"))
 
     def write_maps(needless: Callable[[Record], bool] = maps.has) -> None:
         maps.write(network, left_over(images, needless), args.num_workers, lambda: autocast(args, device))
@@ -96,7 +99,7 @@ def label_target(
         distributed.wait_for_all()
     report = ClassReport.read(found)
 
-    labels.claim(resume=True, portion=report.portion, thresholds=report.thresholds)
+    labels.claim("auto", portion=report.portion, thresholds=report.thresholds)
     unlabelled = [images.records[i] for i in left_over(images, labels.has).indices]
     if unlabelled:
         write_maps(lambda record: labels.has(record) or maps.has(record))
