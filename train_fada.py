@@ -50,13 +50,12 @@ from utils.evaluation import classes_of_network
 from utils.losses import cross_entropy
 from utils.old_names import OLD_NAMES
 from utils.optimizers import discriminator_optimizer, poly, segmentation_optimizer
-from utils.parser import Flags, Parser, not_negative, numbers, size
+from utils.parser import Flags, Parser, above_zero, not_negative, numbers, scale_range, share, size
 from utils.plan import plan_steps
 from utils.run import Run, fixed_flags
 from utils.seeding import seed_everything
-from utils.self_training.claims import claim_directory
-from utils.self_training.flags import low_high
-from utils.self_training.label_folders import LabelFolder
+from utils.self_training.claims import claim_directory, working_in
+from utils.self_training.label_folders import LabelFolder, readable
 from utils.self_training.labelling import label_every_pixel
 from utils.starting_weights import restore, restore_discriminators
 
@@ -92,13 +91,17 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     flags.add_optimization_flags(parser, None, None, 2000, batch_help="images of all processes and domains together")
     group = parser.add_argument_group("FADA")
     group.add_argument("--stage", choices=(*STAGES, "all"), default="all", help="one stage, or the whole chain")
-    group.add_argument("--temperature", type=float, default=1.8, help="T, which divides the logits in the adversarial stage")
-    group.add_argument("--clip", type=float, default=0.9, help="upper bound of soft labels")
-    group.add_argument("--lambda-adv", type=float, default=0.001, help="weight of the adversarial loss")
+    group.add_argument(
+        "--temperature", type=above_zero, default=1.8, help="T, which divides the logits in the adversarial stage"
+    )
+    group.add_argument("--clip", type=share, default=0.9, help="upper bound of soft labels")
+    group.add_argument("--lambda-adv", type=not_negative, default=0.001, help="weight of the adversarial loss")
     group.add_argument("--learning-rate-D", type=not_negative, default=1e-4, help="of the discriminator")
     group.add_argument("--restore-discriminator", metavar="FILE", help="weights of the discriminator, or a FADA checkpoint")
     group.add_argument("--color-jitter", type=numbers, metavar="B,C,S,H", help=COLOR_JITTER)
-    group.add_argument("--scale-range", type=low_high, default=(0.5, 1.5), metavar="LOW,HIGH", help="random scales in distill")
+    group.add_argument(
+        "--scale-range", type=scale_range, default=(0.5, 1.5), metavar="LOW,HIGH", help="random scales in distill"
+    )
     group.add_argument("--input-size-test", type=size, metavar="W,H", help=INPUT_SIZE_TEST)
     group.add_argument("--pseudo-labels", metavar="DIR", help="folder of labels for distill (default: from pseudo-label)")
     parser.add_switch("--class-balanced", group=group, default=True, help="sample rare classes more often")
@@ -186,17 +189,20 @@ def main(args: Flags) -> None:
         # What is missing is told now, not after days of training.
         source_domain(args).dataset(classes)
         target_domain(args).dataset(classes, labels=False)
-        claim_directory(args.snapshot_dir, fixed_flags(args) | {"batch_size": args.batch_size}, args.resume)
-    for settings in stages:
-        if chain and settings.stage != "pseudo-label":
-            last = os.path.join(settings.snapshot_dir, f"model_iter{settings.num_steps_stop:06d}.pth")
-            if args.resume and os.path.exists(last):
-                continue
-            settings = settings.with_values(resume="auto" if args.resume else False)
-        seed_everything(args.random_seed)  # a stage is the same whether the ones before it ran or were finished
-        if distributed.is_main():
-            print(f"\nstage {settings.stage}: {settings.snapshot_dir}")
-        run_stage[settings.stage](settings, classes, device)
+    with working_in(args):
+        if chain:
+            claim_directory(args.snapshot_dir, fixed_flags(args) | {"batch_size": args.batch_size}, args.resume)
+        for settings in stages:
+            if chain:
+                settings = settings.with_values(resume="auto" if args.resume else False)
+            if chain and settings.stage != "pseudo-label":
+                last = os.path.join(settings.snapshot_dir, f"model_iter{settings.num_steps_stop:06d}.pth")
+                if args.resume and os.path.exists(last):
+                    continue
+            seed_everything(args.random_seed)  # a stage is the same whether the ones before it ran or were finished
+            if distributed.is_main():
+                print(f"\nstage {settings.stage}: {settings.snapshot_dir}")
+            run_stage[settings.stage](settings, classes, device)
 
 
 def train_supervised(args: Flags, classes: ClassSet, device: torch.device) -> None:
@@ -310,7 +316,7 @@ def write_pseudo_labels(args: Flags, classes: ClassSet, device: torch.device) ->
     labels.claim(args.resume, weights=made_of, input_size_test=list(args.input_size_test))
     if distributed.is_main():
         print(G.load_report)
-    label_every_pixel(args, G, images, labels, device)
+    label_every_pixel(args, G, readable(args, images, labels.has), labels, device)
 
 
 def build_network(args: Flags, classes: ClassSet, device: torch.device) -> Segmenter:
@@ -359,8 +365,8 @@ def pseudo_labelled_dataset(args: Flags, classes: ClassSet) -> SegmentationDatas
     jitter = [RandomColorJitter(args.color_jitter)] if any(args.color_jitter) else []
     transform = Compose([*jitter, RandomScale(*args.scale_range), RandomCrop(args.input_size_target), RandomMirror()])
     labels = LabelFolder(args.pseudo_labels or stage_directory(os.path.dirname(args.snapshot_dir), "pseudo-label"), classes)
-    records = target_domain(args).dataset(classes, labels=False).records
-    return labels.dataset(records, transform, "--stage pseudo-label makes them")
+    images = readable(args, target_domain(args).dataset(classes, labels=False), labels.has)
+    return labels.dataset(images.records, transform, "--stage pseudo-label makes them")
 
 
 class FadaSnapshots:

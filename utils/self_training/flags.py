@@ -51,9 +51,6 @@ def add_crop_flags(parser: Parser) -> None:
     group.add_argument("--origin-size-tgt", type=positive, default=2048, metavar="N", help="cbst: longer side of target images")
 
 
-low_high = scale_range
-
-
 def with_published_values(args: argparse.Namespace) -> Flags:
     """The flags, with the values of the protocol's published GTA5 runs where none are given."""
     args, model = Flags(**vars(args)), known_name(args.model)
