@@ -54,6 +54,7 @@ from utils.confusion import ConfusionMatrix
 from utils.device import autocast, choose, prepare
 from utils.errors import RunError, exit_with_message
 from utils.evaluation import classes_of_network, predict, predictions
+from utils.files import sweep_below
 from utils.iou import iou_scores, iou_table, write_results
 from utils.locks import locked
 from utils.old_names import OLD_NAMES
@@ -179,7 +180,10 @@ def with_fada_options(words: Parser, args: Namespace) -> Flags:
 
 def main(args: Flags) -> dict[str, Any]:
     check_outputs(args)
-    with locked(None if args.save == "none" else args.save, args.save_label_ids):
+    folders = [folder for folder in (args.save, args.save_label_ids) if folder not in (None, "none")]
+    with locked(*folders):
+        for folder in folders:
+            sweep_below(folder, (".png",))
         return evaluate(args)
 
 

@@ -60,7 +60,7 @@ def find_records(name: str, root: str, split: str, list_file: str | None = None,
     if list_file is None:
         records = [record for place in places for record in _found(place, base, split)]
     else:
-        records = [_listed(line, known, base, places) for line in list_lines.read_lines(list_file)]
+        records = [_listed(line, known, (root, base), places) for line in list_lines.read_lines(list_file)]
     if not records:
         raise MissingDataError(f"{root}: no images of {name}, split {split}" + (f", in {list_file}" if list_file else ""))
     _check_records(records, os.fspath(list_file or root))
@@ -157,13 +157,33 @@ def _record(place: _Place, name: str) -> Record:
     return Record(image, os.path.join(place.labels, stem + place.layout.label_ending), filed)
 
 
-def _listed(line: str, known: DataSet, base: str, places: Sequence[_Place]) -> Record:
-    pair = list_lines.pair(line)
-    if pair:
-        image, label = (_existing(base, path) for path in pair)
-        return Record(image, label, os.path.basename(image))
-    records = [_record(place, known.list_line(line, place.images)) for place in places]
-    return next((record for record in records if os.path.exists(record.image)), records[0])
+def _listed(line: list_lines.Line, known: DataSet, roots: tuple[str, str], places: Sequence[_Place]) -> Record:
+    """What a line of a list names, below the data's root and the inner root of its layout.
+
+    Raises:
+        DataError: naming list and line.
+    """
+    root, base = roots
+    pair = list_lines.pair(line.text)
+    try:
+        if pair:
+            image, label = (_existing(base, path) for path in pair)
+            record = Record(image, label, os.path.basename(image))
+        else:
+            records = [_record(place, known.list_line(line.text, place.images)) for place in places]
+            record = next((record for record in records if os.path.exists(record.image)), records[0])
+    except DataError as error:
+        raise DataError(f"{line.place}: {error}") from error
+    outside = next((path for path in (record.image, record.label) if path and not _is_inside(root, path)), None)
+    if outside:
+        raise DataError(f"{line.place}: {outside} is not below the root {root}; a list names files of its data set alone")
+    return record
+
+
+def _is_inside(root: str, path: str) -> bool:
+    """Whether a path is below the root as it is written, or where it leads to: a root may be a link, and hold links."""
+    ways = ([written(each) for each in (root, path)] for written in (os.path.abspath, os.path.realpath))
+    return any(os.path.commonpath(way) == way[0] for way in ways)
 
 
 def _existing(base: str, path: str) -> str:

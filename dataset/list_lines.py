@@ -5,19 +5,28 @@ Functions are called as `line_to_name(line, images)` with the folder of the imag
 
 import os
 import re
+from typing import NamedTuple
 
 from .errors import DataError
 from .reading import IMAGE_ENDINGS
 
 
-def read_lines(list_file: str) -> list[str]:
+class Line(NamedTuple):
+    """A line of a list, and where it stands: `LIST, line 3`."""
+
+    text: str
+    place: str
+
+
+def read_lines(list_file: str) -> list[Line]:
     """The lines of a list file without the blank ones."""
     try:
         with open(list_file, encoding="utf-8-sig") as file:
-            lines = [line.strip() for line in file if line.strip()]
+            found = [Line(line.strip(), f"{list_file}, line {number}") for number, line in enumerate(file, 1)]
     except UnicodeDecodeError as error:
         raise DataError(f"{list_file}: not a text file with one image a line ({error.reason})") from error
-    if any("\0" in line for line in lines):
+    lines = [line for line in found if line.text]
+    if any("\0" in line.text for line in lines):
         raise DataError(f"{list_file}: not a text file with one image a line (it holds zero bytes)")
     return lines
 

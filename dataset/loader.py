@@ -24,6 +24,10 @@ class SizedDataset(Protocol):
 
     def __getitem__(self, key: Any) -> Any: ...
 
+
+class ImageDataset(SizedDataset, Protocol):
+    """One that tells which files its samples are from."""
+
     def path(self, index: int) -> str:
         """The file of the image."""
 
@@ -52,7 +56,7 @@ class EndlessLoader:
 
     def __init__(
         self,
-        dataset: SizedDataset,
+        dataset: ImageDataset,
         batch_size: int,
         seed: int,
         num_workers: int = 0,

@@ -29,7 +29,7 @@ from model import describe, load_model
 from utils.device import autocast, choose, prepare
 from utils.errors import exit_with_message
 from utils.evaluation import classes_of_network, predictions
-from utils.files import make_parent
+from utils.files import make_parent, sweep_below
 from utils.flags import add_speed_flags
 from utils.locks import locked
 from utils.old_names import OLD_NAMES
@@ -58,6 +58,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
 def main(args: Flags) -> None:
     check_folder("--out", args.out)
     with locked(args.out):
+        sweep_below(args.out, (".png",))
         draw_overlays(args)
 
 

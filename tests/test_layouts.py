@@ -1,5 +1,8 @@
 """Every official layout is found, with its labels; each fixture has the folders and names of the data set's own release."""
 
+import os
+import shutil
+
 import pytest
 from PIL import Image
 
@@ -153,6 +156,31 @@ def test_the_network_s_classes_must_be_the_data_set_s(mini_data):
     with pytest.raises(DataError, match="GTA5 .*GTA5 has no class '0'; wanted: 0, 1, 2; it has: road, sidewalk"):
         build_dataset("gta5", mini_data / "GTA5", "all", classes=class_set(3))
     build_dataset("gta5", mini_data / "GTA5", "all", classes=class_set(3), labels=False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "../outside.png\tlabels/00001.png",
+        "images/00001.png\t../outside.png",
+        "{outside}\tlabels/00001.png",
+        "images/../../outside.png\tlabels/00001.png",
+    ],
+)
+def test_a_list_does_not_lead_out_of_its_data_set(line, mini_data, tmp_path):
+    shutil.copytree(mini_data / "GTA5", tmp_path / "GTA5")
+    shutil.copy(mini_data / "GTA5/images/00001.png", tmp_path / "outside.png")
+    (tmp_path / "list.txt").write_text("00002.png\n\n" + line.format(outside=tmp_path / "outside.png"))
+    with pytest.raises(DataError, match=r"list.txt, line 3: \S*outside.png is not below the root"):
+        find_records("gta5", tmp_path / "GTA5", "all", tmp_path / "list.txt")
+
+
+def test_absolute_paths_and_links_below_the_root_are_fine(mini_data, tmp_path, monkeypatch):
+    os.symlink(mini_data / "GTA5", tmp_path / "link")
+    lines = [f"{mini_data}/GTA5/images/00001.png\t{tmp_path}/link/labels/00001.png", "link/images/00002.png\tlabels/00002.png"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    assert len(find_records("gta5", tmp_path / "link", "all", tmp_path / "list.txt")) == 2
 
 
 def test_a_list_with_zero_bytes_is_no_list(mini_data, tmp_path):

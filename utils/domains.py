@@ -17,7 +17,7 @@ from dataset.class_statistics import (
     write_statistics,
 )
 from dataset.layouts import has_labels
-from dataset.loader import EndlessLoader, SizedDataset, sequential_loader
+from dataset.loader import EndlessLoader, ImageDataset, sequential_loader
 from dataset.segmentation import SegmentationDataset, build_dataset
 from dataset.transforms import Resize
 
@@ -68,7 +68,7 @@ def target_loader(args: Namespace, classes: ClassSet, transform: Callable) -> En
 
 def endless(
     args: Namespace,
-    dataset: SizedDataset,
+    dataset: ImageDataset,
     seed_offset: int = 0,
     order: Sequence[int] | ClassBalancedOrder | None = None,
     batch_size: int | None = None,
