@@ -25,13 +25,18 @@ class StatisticsError(DataError):
     """A file of class statistics that cannot be read or does not fit; the message names it and the way out."""
 
 
-def count_classes(dataset: SegmentationDataset, workers: int, progress: bool = True) -> dict[str, list[int]]:
+def count_classes(
+    dataset: SegmentationDataset, workers: int, progress: bool = True, skip_bad: bool = False
+) -> dict[str, list[int]]:
     """{label's name: ascending ids of the classes in it} of a labelled data set, read by `workers` processes.
+
+    Args:
+        skip_bad: a label that cannot be read counts as one without classes.
 
     Raises:
         MissingDataError, ReadError: naming the label file.
     """
-    jobs = [(record.label, dataset.table, dataset.read_label) for record in dataset.records]
+    jobs = [(record.label, dataset.table, dataset.read_label, skip_bad) for record in dataset.records]
     with ProcessPoolExecutor(workers) as pool:
         results = pool.map(_classes_in, jobs, chunksize=16)
         found = list(tqdm(results, total=len(jobs), unit="label", disable=not progress))
@@ -44,8 +49,13 @@ def label_name(record: Record) -> str:
 
 
 def _classes_in(job: tuple) -> list[int]:
-    path, table, read_label = job
-    ids = np.unique(table[np.unique(read_label(path))])
+    path, table, read_label, skip_bad = job
+    try:
+        ids = np.unique(table[np.unique(read_label(path))])
+    except DataError:
+        if skip_bad:
+            return []
+        raise
     return ids[ids != IGNORED].tolist()
 
 

@@ -138,6 +138,8 @@ def source_statistics(
         path = made
         if distributed.is_main():
             print(f"no class statistics in {args.data_dir}: counting the classes of {len(dataset)} labels, once, into {made}")
-            write_statistics(made, count_classes(dataset, max(1, args.num_workers)), classes)
+            write_statistics(
+                made, count_classes(dataset, max(1, args.num_workers), skip_bad=args.on_bad_sample == "skip"), classes
+            )
         distributed.wait_for_all()
     return path, read_statistics(path, classes)
