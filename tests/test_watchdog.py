@@ -1,5 +1,6 @@
 """Processes that wait for ever: the watchdog says for what, and ends them."""
 
+import json
 import os
 import re
 import signal
@@ -32,7 +33,7 @@ with watchdog.watching(1.0):
 
 
 def run_unit(directory, then="pass"):
-    command = [sys.executable, "-c", UNIT.format(then=then), str(directory)]
+    command = [sys.executable, "-c", UNIT.replace("{then}", then), str(directory)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
@@ -73,9 +74,10 @@ def wait_for_state(process, directory):
     assert process.poll() is None, process.communicate()[1]
 
 
-def workers_of(process):
+def children_of(process):
+    """Those that run the script, which torchrun's helpers do not."""
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout.split()
-    return [int(pid) for pid in found if b"train_adaptsegnet" in open(f"/proc/{pid}/cmdline", "rb").read()]
+    return [int(pid) for pid in found if b"\0train_adaptsegnet" in open(f"/proc/{pid}/cmdline", "rb").read()]
 
 
 def last_line(errors):
@@ -97,7 +99,7 @@ def is_gone(pid):
 def test_a_worker_that_is_stopped_or_killed(number, status, message, mini_data, tmp_path):
     process = start(mini_data, tmp_path, "6", "--num-workers", "1")
     wait_for_state(process, tmp_path)
-    workers = workers_of(process)
+    workers = children_of(process)
     assert len(workers) == 2  # one for each domain
     os.kill(workers[0], number)
     _, errors = process.communicate(timeout=300)
@@ -133,3 +135,24 @@ def test_a_rank_that_is_stopped_or_killed(number, status, message, mini_data, tm
         for process in processes:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_after_a_hang(mini_data, tmp_path):
+    words = flags(mini_data, tmp_path, "--timeout", "8", "--resume", "auto", "--num-workers", "1", steps=60)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    process = subprocess.Popen(
+        [sys.executable, *launcher, "train_adaptsegnet.py", *words],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_state(process, tmp_path)
+    (stopped,) = (pid for pid in children_of(process) if b"\0RANK=1\0" in open(f"/proc/{pid}/environ", "rb").read())
+    os.kill(stopped, signal.SIGSTOP)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0 and "no progress for 8 seconds (--timeout): rank 0" in errors, errors
+    assert (tmp_path / "GTA5_60.pth").exists() and is_gone(stopped)
+    steps = [json.loads(line)["step"] for line in open(tmp_path / "metrics.jsonl")]
+    assert steps == list(range(60))
