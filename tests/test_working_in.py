@@ -10,6 +10,7 @@ from test_cbst import train
 from test_fada import chain
 from test_locks import holder  # noqa: F401  # a fixture
 
+import evaluate_cityscapes
 from model import read_weights
 from utils.errors import Stopped
 from utils.locks import NAME, InUseError
@@ -97,3 +98,13 @@ def test_claims_agree_with_resume(resume, files, message, tmp_path):
         with pytest.raises(StateError, match=message):
             claim_directory(str(tmp_path), {"a": 1}, resume)
     assert json.load(open(tmp_path / "made_from.json")) == {"a": 1}
+
+
+def test_an_evaluation_sweeps_what_a_killed_one_has_left(mini_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate_cityscapes, "evaluate", lambda args: {})
+    (tmp_path / "run/aachen").mkdir(parents=True)
+    for name in ("run/a.png.17.tmp", "run/aachen/b.png.17.tmp", "run/notes.tmp", "run/c.txt.17.tmp"):
+        (tmp_path / name).write_bytes(b"")
+    words = f"--restore-from x --save {tmp_path}/run --data-dir {mini_data}/Cityscapes"
+    evaluate_cityscapes.main(evaluate_cityscapes.get_arguments(words.split()))
+    assert sorted(path.name for path in tmp_path.rglob("*.tmp")) == ["c.txt.17.tmp", "notes.tmp"]
