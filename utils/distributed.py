@@ -21,6 +21,8 @@ Network = TypeVar("Network", bound=nn.Module)
 
 # How long a process waits for the others, in seconds, where no flag says so.
 USUAL_TIMEOUT = 1800
+# At least so long, for they do not all start at the same time.
+LEAST_TIMEOUT = 300
 _timeout = timedelta(seconds=2 * USUAL_TIMEOUT)
 
 
@@ -28,11 +30,11 @@ def start(device: torch.device, timeout: float = USUAL_TIMEOUT) -> torch.device:
     """Join the process group that torchrun describes, if any, and return this process's own device.
 
     Args:
-        timeout: a process that waits for the others for twice as many seconds gives up (0: after 30 days), so that
-            `utils.watchdog` comes first, which says more.
+        timeout: a process that waits for the others for twice as many seconds (but at least 5 minutes) gives up, so that
+            `utils.watchdog` comes first, which says more; 0: after 30 days.
     """
     global _timeout
-    _timeout = timedelta(seconds=2 * timeout) if timeout else timedelta(days=30)
+    _timeout = timedelta(seconds=max(2 * timeout, LEAST_TIMEOUT)) if timeout else timedelta(days=30)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return device
     if device.type == "cuda":
@@ -119,7 +121,7 @@ def sum_across_processes(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of `tensor` over all processes (the tensor itself in a single process)."""
     if world_size() > 1:
         tensor = tensor.clone()
-        with _waiting():
+        with watchdog.waiting("the other processes"):
             distributed.all_reduce(tensor)
     return tensor
 
@@ -129,7 +131,7 @@ def largest(*values: float) -> list[float]:
     if world_size() == 1:
         return list(values)
     found = torch.tensor(values, dtype=torch.float64)
-    with _waiting():
+    with watchdog.waiting("the other processes"):
         distributed.all_reduce(found, distributed.ReduceOp.MAX, group=_cpu_group())
     return found.tolist()
 
@@ -144,7 +146,7 @@ def gather(value: T) -> list[T]:
     if world_size() == 1:
         return [value]
     found: list[Any] = [None] * world_size()
-    with _waiting():
+    with watchdog.waiting("the other processes"):
         distributed.all_gather_object(found, value, group=_cpu_group())
     return found
 
@@ -159,7 +161,7 @@ def in_main(action: Callable[[], None]) -> None:
             problem = error
     if world_size() > 1:
         told = [problem]
-        with _waiting():
+        with watchdog.waiting("the other processes"):
             distributed.broadcast_object_list(told, group=_cpu_group())
         problem = told[0]
     if problem is not None:
@@ -172,14 +174,7 @@ def _cpu_group() -> distributed.ProcessGroup:
     return cast(distributed.ProcessGroup, distributed.new_group(backend="gloo", timeout=_timeout))
 
 
-@contextlib.contextmanager
-def _waiting() -> Iterator[None]:
-    watchdog.waiting_for("the other processes")
-    yield
-    watchdog.waiting_for("")
-
-
 def wait_for_all() -> None:
     if world_size() > 1:
-        with _waiting():
+        with watchdog.waiting("the other processes"):
             distributed.barrier()

@@ -41,6 +41,15 @@ def waiting_for(awaited: str | Callable[[], str]) -> None:
     _parts_without_progress = 0
 
 
+@contextlib.contextmanager
+def waiting(awaited: str) -> Iterator[None]:
+    """Note what is waited for meanwhile, and afterwards again what was before."""
+    before = _awaited
+    waiting_for(awaited)
+    yield
+    waiting_for(before)
+
+
 def now() -> str:
     """Where the process is and what it is waiting for."""
     rank = f"rank {os.environ['RANK']}, " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
