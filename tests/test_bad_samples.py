@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_cbst import train as train_rounds
 from test_fada import chain
-from test_run import Killed, adapt, assert_same_run
+from test_run import Killed, adapt, assert_same_run, flags, run_torchrun
 
 from dataset.errors import DataError
 from dataset.loader import MOST_IN_A_ROW, EndlessLoader
@@ -15,6 +15,7 @@ from dataset.segmentation import build_dataset
 from dataset.transforms import Compose, RandomMirror, Resize
 from utils import run as run_module
 from utils.run import DamagedDataError, Run, check_damaged
+from utils.state import load_state
 
 
 def damage(path):
@@ -97,6 +98,16 @@ def test_a_run_lists_them_and_resumes_exactly(damaged, tmp_path, monkeypatch, ca
     adapt(damaged, tmp_path / "parts", *skip, "--resume", "--num-workers", "2")
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
     assert rows(tmp_path / "parts") == found and f"{len(found)} damaged samples" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_skip_what_one_skips(damaged, tmp_path):
+    more = ("--on-bad-sample", "skip", "--log-every", "4", "--num-steps-stop", "6")
+    run_torchrun(2, "train_adaptsegnet.py", flags(damaged, tmp_path / "two", *more))
+    adapt(damaged, tmp_path / "one", *more[:4], "--batch-size", "2")
+    assert rows(tmp_path / "two") and rows(tmp_path / "two") == rows(tmp_path / "one")
+    states = [load_state(str(tmp_path / name / "state.pth"))[0] for name in ("one", "two")]
+    assert states[0]["damaged"] == states[1]["damaged"]
 
 
 def test_too_many_end_the_run(damaged, tmp_path, monkeypatch):

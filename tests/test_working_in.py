@@ -12,6 +12,7 @@ from test_locks import holder  # noqa: F401  # a fixture
 
 import evaluate_cityscapes
 from model import read_weights
+from utils import watchdog
 from utils.errors import Stopped
 from utils.locks import NAME, InUseError
 from utils.self_training import label_folders
@@ -25,7 +26,7 @@ def signal_at_label(monkeypatch, number):
     save, saved = label_folders.save_colours, []
 
     def save_and_signal(*arguments):
-        saved.append(arguments[0])
+        saved.append(watchdog.now())
         if len(saved) == number:
             os.kill(os.getpid(), signal.SIGTERM)
         save(*arguments)
@@ -39,7 +40,7 @@ def test_a_signal_in_a_labelling_round(mini_data, tmp_path, monkeypatch):
     before, saved = signal.getsignal(signal.SIGTERM), signal_at_label(monkeypatch, 7)
     with pytest.raises(Stopped, match="stopped by SIGTERM in stage labels; --resume continues") as caught:
         train(mini_data, tmp_path / "parts", "--resume", "auto")
-    assert len(saved) == 7 and not caught.value.together  # in the second round
+    assert len(saved) == 7 and saved[6] == "labels, waiting for image 2" and not caught.value.together  # in the second round
     assert signal.getsignal(signal.SIGTERM) == before and StopSignals.listening is None
     assert not list((tmp_path / "parts").rglob(NAME))
     (tmp_path / "parts/round1/pseudo_labels/x.png.17.tmp").write_bytes(b"half")

@@ -64,13 +64,15 @@ def exit_with_message() -> Iterator[None]:
 
 
 def _lost_process(error: RuntimeError) -> str | None:
-    """What to say of PyTorch's errors about a process that this one works with, which are known by their text alone."""
+    """What to say of PyTorch's errors about a process that this one works with; most are known by their text alone."""
+    from torch.distributed import DistError
+
     from . import watchdog
 
     reason = str(error).splitlines()[0] if str(error) else ""
     if re.match(r"DataLoader worker .* (killed by signal|exited unexpectedly)", reason):
         return f"{watchdog.now()}: {reason}; often for want of memory: --resume auto with fewer --num-workers"
-    if "/gloo/" in reason or "NCCL" in reason:
+    if isinstance(error, DistError) or "/gloo/" in reason or "NCCL" in reason:
         return f"{watchdog.now()}: another process has ended, or does not answer ({reason}); --resume auto continues"
     return None
 
