@@ -188,7 +188,7 @@ class Demo:
     def _run_command(self, title: str, folder: str, command: Command) -> None:
         os.makedirs(folder, exist_ok=True)
         if command[0].startswith("train_") and begun(command):
-            command = [*command, "--resume"]
+            command = [*command, "--resume", "auto"]
         with open(os.path.join(self.out, "commands.txt"), "a") as file:
             file.write(" ".join(["python", *command]) + "\n")
         # One thread each: on busy cores two threads in one process can be slower than one.
