@@ -150,6 +150,7 @@ def test_torchrun_starts_again_after_a_hang(mini_data, tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},  # or those who start again find addresses of before
     )
     wait_for_state(process, tmp_path)
     (stopped,) = (pid for pid in children_of(process) if b"\0RANK=1\0" in open(f"/proc/{pid}/environ", "rb").read())

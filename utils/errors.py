@@ -73,7 +73,10 @@ def _lost_process(error: RuntimeError) -> str | None:
     if re.match(r"DataLoader worker .* (killed by signal|exited unexpectedly)", reason):
         return f"{watchdog.now()}: {reason}; often for want of memory: --resume auto with fewer --num-workers"
     if isinstance(error, DistError) or "/gloo/" in reason or "NCCL" in reason:
-        return f"{watchdog.now()}: another process has ended, or does not answer ({reason}); --resume auto continues"
+        # A torchrun that starts its processes again lets them find the addresses of those before, unless it is told not to.
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        way_out = "start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" if restarted else "--resume auto continues"
+        return f"{watchdog.now()}: another process has ended, or does not answer ({reason}); {way_out}"
     return None
 
 
