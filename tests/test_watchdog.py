@@ -17,7 +17,7 @@ from utils.errors import TIMED_OUT
 from utils.locks import NAME
 
 # Of --timeout; on a busy machine the first steps take some.
-SECONDS = "20"
+SECONDS = "30"
 
 UNIT = """
 import sys, threading, time
@@ -96,7 +96,7 @@ def is_gone(pid):
 
 @pytest.mark.parametrize("number, status, message", [
     (signal.SIGSTOP, TIMED_OUT,
-     r"no progress for 20 seconds .*: step \d+, waiting for the next batch of (source|target) \(\S+\.png\); --resume"),
+     r"no progress for 30 seconds .*: step \d+, waiting for the next batch of (source|target) \(\S+\.png\); --resume"),
     (signal.SIGKILL, 1, r"error: step \d+.*: DataLoader worker .* is killed by signal: Killed"),
 ])  # fmt: skip
 def test_a_worker_that_is_stopped_or_killed(number, status, message, mini_data, tmp_path):
@@ -123,7 +123,7 @@ def start_two(mini_data, directory, timeout):
 
 
 @pytest.mark.parametrize("number, status, message", [
-    (signal.SIGSTOP, TIMED_OUT, r"no progress for 20 seconds .*: rank 0, step \d+, waiting for the .*other processes; --res"),
+    (signal.SIGSTOP, TIMED_OUT, r"no progress for 30 seconds .*: rank 0, step \d+, waiting for the \w+( of the other processes)?; --res"),
     pytest.param(signal.SIGKILL, 1, r"error: rank 0, step \d+.*: another process has ended", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_rank_that_is_stopped_or_killed(number, status, message, mini_data, tmp_path):
@@ -142,7 +142,7 @@ def test_a_rank_that_is_stopped_or_killed(number, status, message, mini_data, tm
 
 @pytest.mark.slow
 def test_torchrun_starts_again_after_a_hang(mini_data, tmp_path):
-    words = flags(mini_data, tmp_path, "--timeout", SECONDS, "--resume", "auto", "--num-workers", "1", steps=60)
+    words = flags(mini_data, tmp_path, "--timeout", SECONDS, "--resume", "auto", "--num-workers", "1", steps=8)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     process = subprocess.Popen(
         [sys.executable, *launcher, "train_adaptsegnet.py", *words],
@@ -156,7 +156,7 @@ def test_torchrun_starts_again_after_a_hang(mini_data, tmp_path):
     (stopped,) = (pid for pid in children_of(process) if b"\0RANK=1\0" in open(f"/proc/{pid}/environ", "rb").read())
     os.kill(stopped, signal.SIGSTOP)
     _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0 and "no progress for 20 seconds (--timeout): rank 0" in errors, errors
-    assert (tmp_path / "GTA5_60.pth").exists() and is_gone(stopped)
+    assert process.returncode == 0 and "no progress for 30 seconds (--timeout): rank 0" in errors, errors
+    assert (tmp_path / "GTA5_8.pth").exists() and is_gone(stopped)
     steps = [json.loads(line)["step"] for line in open(tmp_path / "metrics.jsonl")]
-    assert steps == list(range(60))
+    assert steps == list(range(8))

@@ -307,7 +307,7 @@ class Run:
         began, domain = time.perf_counter(), next(name for name, each in self.loaders.items() if each is loader)
         waiting_for(lambda: f"the next batch of {domain} ({', '.join(loader.next_files())})")
         batch = next(loader)
-        waiting_for("the computation" if world_size() == 1 else "the computation, or the gradients of the other processes")
+        waiting_for("the computation")
         self.wait += time.perf_counter() - began
         self.images += len(batch["image"]) * world_size()
         self.damaged_now += [(self.step, error) for errors in batch.pop("damaged", ()) for error in errors.splitlines()]
@@ -324,8 +324,10 @@ class Run:
     def backward(self, loss: Tensor, last: bool = True) -> None:
         """Add to the gradients. With several processes, `last=False` saves the averaging in a pass that is not the last one
         of the step through its networks."""
+        waiting_for("the gradients" if world_size() == 1 else "the gradients of the other processes")
         with averaging(last):
             self.scaler.scale(loss).backward()
+        waiting_for("the computation")
 
     def update(self, *optimizers: Optimizer) -> None:
         """Step the optimizers in this order.
