@@ -22,8 +22,9 @@ Several GPUs: torchrun --nproc-per-node N train_adaptsegnet.py ... (the batch si
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -120,6 +121,16 @@ def adversarial_loss(domain_logits: Tensor, domain: int, gan: str) -> Tensor:
     return F.binary_cross_entropy_with_logits(domain_logits, truth)
 
 
+def maps(judged: Mapping[int, Tensor], gan: str) -> dict[str, Tensor]:
+    """For pictures: how sure the discriminator of each level is that it sees the target, 0..1.
+
+    Args:
+        judged: {level: the discriminator's logits (N,1,h,w)}; LSGAN's raw output is cut off at 0 and 1.
+    """
+    squash: Callable[[Tensor], Tensor] = partial(torch.clamp, min=0, max=1) if gan == "LS" else torch.sigmoid
+    return {f"discriminator {level}: target?": squash(logits.float()) for level, logits in judged.items()}
+
+
 def main(args: Flags) -> None:
     device, protocol = set_up(args), PROTOCOLS[args.protocol]
     classes = flags.classes_of(args)
@@ -200,7 +211,8 @@ def main(args: Flags) -> None:
                 losses[f"loss_adv{SUFFIX[level]}"] += loss_adv[level].detach() / args.iter_size
 
         run.update(*optimizers.values())
-        run.end_step(step, losses, source=(source, pred_source[2]), target=(target, pred_target[2]))
+        shown = (target, pred_target[2], partial(maps, judged, args.gan))
+        run.end_step(step, losses, source=(source, pred_source[2]), target=shown)
 
 
 def by_level(outputs: list[Tensor], size: tuple[int, int]) -> dict[int, Tensor]:

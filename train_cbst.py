@@ -21,7 +21,8 @@ the original MXNet code (ResNet-38: labels at stride 8, crops on a canvas, bicub
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -136,6 +137,17 @@ def confidence_regulariser(logits: Tensor, labelled: Tensor, weights: Tensor) ->
     return mean_over_labelled(pixels, labelled & (weights != 0)[:, None, None])
 
 
+def maps(logits: Tensor, thresholds: Sequence[float]) -> dict[str, Tensor]:
+    """For pictures: each pixel's largest p_c / t_c, cut off at 2, (N,H,W). Without a prior, labels are made where it reaches 1.
+
+    Args:
+        logits: (N,C,H,W).
+        thresholds: t_c of each class.
+    """
+    ratio = F.softmax(logits.float(), dim=1) / logits.new_tensor(thresholds, dtype=torch.float32)[:, None, None]
+    return {"confidence / threshold": ratio.amax(1).clamp(max=2)}
+
+
 class Round(NamedTuple):
     """A round's portions of target pixels and source images, the seed that chooses the images, and its learning rate."""
 
@@ -189,7 +201,7 @@ def main(args: Flags) -> None:
                 chosen = source_subset(len(source), now.source, now.seed)
                 images = training_set(settings, protocol, classes, report, source, chosen, target.records)
                 plan = plan_round(args, protocol, classes, len(images))
-                last = retrain(settings, plan, network, endless(args, images), val_images, device)
+                last = retrain(settings, plan, network, endless(args, images), val_images, device, report.thresholds)
 
                 if distributed.is_main():
                     write_json(finished, {"weights": os.path.relpath(last, args.snapshot_dir)})
@@ -215,9 +227,19 @@ def plan_round(args: Flags, protocol: Protocol, classes: ClassSet, images: int) 
 
 
 def retrain(
-    args: Flags, plan: Plan, network: Segmenter, batches: EndlessLoader, val_images: DataLoader | None, device: torch.device
+    args: Flags,
+    plan: Plan,
+    network: Segmenter,
+    batches: EndlessLoader,
+    val_images: DataLoader | None,
+    device: torch.device,
+    thresholds: Sequence[float],
 ) -> str:
-    """A round's training in its directory, with a snapshot after each epoch; returns the file of the last weights."""
+    """A round's training in its directory, with a snapshot after each epoch; returns the file of the last weights.
+
+    Args:
+        thresholds: t_c of the round, for the pictures.
+    """
     network.train()
     groups = network.parameter_groups()
     optimizer = segmentation_optimizer(groups, args.updates, args.learning_rate, args.momentum, args.weight_decay)
@@ -246,7 +268,7 @@ def retrain(
                 loss = loss + k * losses["loss_reg"]
         run.backward(loss)
         run.update(optimizer)
-        run.end_step(step, losses, training=(batch, logits))
+        run.end_step(step, losses, training=(batch, logits, partial(maps, logits, thresholds)))
     return run.last_weights()
 
 

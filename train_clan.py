@@ -20,7 +20,7 @@ To go on from a snapshot with its discriminator: --restore-from GTA5_N.pth --res
 Several GPUs: torchrun --nproc-per-node N train_clan.py ... (the batch size is per process).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -126,6 +126,11 @@ def adversarial_loss(
         return F.binary_cross_entropy_with_logits(domain_logits, truth)
     pixels = F.binary_cross_entropy_with_logits(domain_logits, truth, reduction="none")
     return (pixels * (epsilon + lambda_local * weight)).mean()
+
+
+def maps(pred: Sequence[Tensor], epsilon: float, lambda_local: float) -> dict[str, Tensor]:
+    """For pictures: how often each pixel counts in the adversarial loss, (N,1,H,W), from both classifiers' logits (N,C,H,W)."""
+    return {"local weight": epsilon + lambda_local * disagreement(*pred)}
 
 
 @dataclass(frozen=True)
@@ -262,8 +267,8 @@ def main(args: Flags) -> None:
 
         losses = {"loss_seg": loss_seg, "loss_adv": loss_adv, "loss_weight": loss_weight}
         losses |= {"loss_D_source": loss_D_source, "loss_D_target": loss_D_target}
-        shown = {"source": (source, sum(pred_source)), "target": (target, sum(pred_target))}
-        run.end_step(step, losses, weights={"damping": damping}, **shown)
+        seen = (target, sum(pred_target), partial(maps, pred_target, **weighting))
+        run.end_step(step, losses, weights={"damping": damping}, source=(source, sum(pred_source)), target=seen)
 
 
 def augmentation(args: Flags, size: tuple[int, int]) -> Compose:

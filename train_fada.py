@@ -21,6 +21,7 @@ Published, on 4 GPUs (the batch size is of all processes together); every stage 
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from glob import escape, glob
 from typing import Any, cast
 
@@ -164,6 +165,11 @@ def soft_label(logits: Tensor, temperature: float, clip: float = 0.9) -> Tensor:
     return F.softmax(logits.detach().float() / temperature, dim=1).clamp(max=clip)
 
 
+def maps(q: Tensor) -> dict[str, Tensor]:
+    """For pictures: the largest entry of each pixel's soft label, (N,H,W) from q (N,C,H,W)."""
+    return {"soft label, largest": q.amax(1)}
+
+
 def soft_cross_entropy(domain_logits: Tensor, q: Tensor, domain: int) -> Tensor:
     """Mean over pixels of -sum q log softmax(d), with q in the source (domain 0) or target half (1) of the 2C channels.
 
@@ -295,7 +301,7 @@ def train_adversarial(args: Flags, classes: ClassSet, device: torch.device) -> N
 
         run.update(optimizer_G, optimizer_D)
         losses = {"loss_seg": loss_seg, "loss_adv": loss_adv, "loss_D_source": loss_D_source, "loss_D_target": loss_D_target}
-        run.end_step(step, losses, source=(source, pred_source), target=(target, pred_target))
+        run.end_step(step, losses, source=(source, pred_source), target=(target, pred_target, partial(maps, target_q)))
 
 
 def write_pseudo_labels(args: Flags, classes: ClassSet, device: torch.device) -> None:

@@ -28,6 +28,7 @@ Several GPUs: torchrun --nproc-per-node N train_maxsquare.py ... (the batch size
 """
 
 from argparse import Namespace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -160,6 +161,17 @@ def target_loss(logits: Tensor, mode: str, ratio: float = 0.2, threshold: float 
     return (values * pixel_weights(probability, ratio)).sum() / (n * num_classes)
 
 
+def maps(logits: Tensor, mode: str, ratio: float) -> dict[str, Tensor]:
+    """For pictures: the probability of each pixel's class, (N,H,W), and with an image-wise mode the pixels' weights.
+
+    Args:
+        logits: (N,C,H,W).
+    """
+    probability = F.softmax(logits.float(), dim=1)
+    weights = {"image-wise weight, log10": pixel_weights(probability, ratio).log10()} if mode.startswith("IW") else {}
+    return {"certainty": probability.amax(1), **weights}
+
+
 def pseudo_label(first: Tensor, second: Tensor, threshold: float) -> Tensor:
     """(N,H,W) uint8: the class of the larger mean probability where either classifier is surer than `threshold`, else 255.
 
@@ -242,7 +254,8 @@ def main(args: Flags) -> None:
         run.backward(loss)
 
         run.update(optimizer)
-        run.end_step(step, losses, source=(source, pred_source), target=(target, pred_target))
+        seen = (target, pred_target, partial(maps, pred_target, args.target_mode, args.IW_ratio))
+        run.end_step(step, losses, source=(source, pred_source), target=seen)
 
 
 def plan_epochs(args: Flags, classes: ClassSet, source_batches: EndlessLoader, target_batches: EndlessLoader) -> Plan:

@@ -443,7 +443,7 @@ def retrain_recorded(monkeypatch, directory, flags, protocol, learning_rate, net
     args = get_arguments([*flags.split(), "--epochs-per-round", "1", "--save-num-images", "0", "--device", "cpu"])
     settings = args.with_values(snapshot_dir=str(directory / "round0"), learning_rate=learning_rate)
     plan = train_cbst.plan_round(settings, protocol, CITYSCAPES, images=8)
-    last = train_cbst.retrain(settings, plan, network, RecordedBatches(batches), None, torch.device("cpu"))
+    last = train_cbst.retrain(settings, plan, network, RecordedBatches(batches), None, torch.device("cpu"), [1.0] * 19)
     assert steps == [0, 1, 2, 3] and last == str(directory / "round0/gta52cityscapes_round0_epoch1.pth")
 
 

@@ -1,6 +1,6 @@
 """Label maps and predictions as pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,10 @@ from .outputs import SOFTWARE
 
 # zlib level of maps of ids: a third of the usual level's time, for a third more bytes.
 FAST = 1
+
+# From low to high: each lighter than the one before, so that they are told apart without seeing colours.
+HEAT = ((12, 20, 60), (30, 75, 150), (45, 135, 165), (120, 190, 130), (235, 215, 90), (255, 250, 205))
+WRONG = (235, 95, 0)
 
 
 def colorize(ids: Any, classes: ClassSet = CITYSCAPES) -> np.ndarray:
@@ -39,21 +43,54 @@ def save_picture(path: str, picture: np.ndarray) -> None:
     _save(Image.fromarray(picture), path)
 
 
-def prediction_panel(batch: dict[str, Any], logits: Tensor, count: int, classes: ClassSet) -> np.ndarray:
+def heat(values: Any, low: float, high: float) -> np.ndarray:
+    """(H,W) numbers as (H,W,3) uint8 colours, dark at `low` and light at `high`; what is beyond has the colour of the end."""
+    place = np.clip((np.asarray(values, np.float64) - low) / max(high - low, 1e-12), 0, 1) * (len(HEAT) - 1)
+    channels = np.transpose(HEAT)
+    return np.stack([np.interp(place, range(len(HEAT)), channel) for channel in channels], axis=-1).round().astype(np.uint8)
+
+
+def errors(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
+    """The (H,W,3) uint8 image in dim grey, with wrong pixels in orange and those without a label in black; (H,W,3) uint8.
+
+    Args:
+        truth, prediction: (H,W) uint8 ids; ids of `truth` that are no class are without a label.
+    """
+    grey = 40 + 0.5 * np.asarray(image, np.float32).mean(2, keepdims=True)
+    picture = np.repeat(grey, 3, axis=2).astype(np.uint8)
+    picture[truth != prediction] = WRONG
+    picture[truth >= num_classes] = 0
+    return picture
+
+
+def prediction_panel(
+    batch: dict[str, Any], logits: Tensor, count: int, classes: ClassSet, maps: Mapping[str, Tensor] | None = None
+) -> np.ndarray:
     """Rows of image, prediction and (if there is one) label for the first `count` of a batch, as one (H,W,3) uint8 array.
 
     Args:
         batch: a loader's batch, `image` (N,3,h,w) uint8 and maybe `label` (N,h,w).
         logits: (N,C,h',w') of the same batch.
+        maps: {title: numbers (N,h'',w'') or (N,1,h'',w'') of the same batch}, which follow as heat maps; their titles and
+            the numbers of the darkest and the lightest colour stand above.
     """
-    rows = []
-    for i in range(min(count, len(logits))):
+    count = min(count, len(logits))
+    if count == 0:
+        return np.full((16, 16, 3), 255, np.uint8)
+    rows: list[list[np.ndarray]] = []
+    maps = {
+        title: values.detach().float().reshape(len(values), *values.shape[-2:]).cpu() for title, values in (maps or {}).items()
+    }
+    ranges = {title: (float(values[:count].min()), float(values[:count].max())) for title, values in maps.items()}
+    for i in range(count):
         height, width = batch["image"].shape[-2:]
         pictures = [batch["image"][i].permute(1, 2, 0).cpu().numpy(), colorize(logits[i].argmax(0).cpu(), classes)]
         if "label" in batch:
             pictures.append(colorize(batch["label"][i].cpu(), classes))
+        pictures += [heat(values[i], *ranges[title]) for title, values in maps.items()]
         rows.append([_fit(picture, (width, height)) for picture in pictures])
-    return grid(rows) if rows else np.full((16, 16, 3), 255, np.uint8)
+    legends = [f"{title}, {low:.2g} to {high:.2g}" for title, (low, high) in ranges.items()]
+    return grid(rows, ["image", "prediction", "label"][: len(rows[0]) - len(maps)] + legends if maps else None)
 
 
 def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] | None = None, gap: int = 4) -> np.ndarray:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -68,6 +68,9 @@ MOST_SHOWN = 5  # of them, in an error
 WAYS_OUT = "a lower learning rate, or --amp bf16 instead of fp16, usually helps"
 
 Batch = dict[str, Any]
+# What TensorBoard's pictures show of a domain: a batch, logits of it, and maybe a function that gives maps {title: (N,h,w)}
+# of the batch; it is called only when pictures are due.
+Shown = tuple[Batch, Tensor] | tuple[Batch, Tensor, Callable[[], Mapping[str, Tensor]]]
 
 
 class NotFiniteError(RunError):
@@ -360,14 +363,14 @@ class Run:
             )
 
     def end_step(
-        self, step: int, losses: Mapping[str, Tensor], weights: Mapping[str, float] | None = None, **shown: tuple[Batch, Tensor]
+        self, step: int, losses: Mapping[str, Tensor], weights: Mapping[str, float] | None = None, **shown: Shown
     ) -> None:
         """Everything that follows an update, as far as it is due: the log, pictures, validation, snapshot and state.
 
         Args:
             losses: {name: scalar tensor}, unweighted, detached or not.
             weights: {name: weight of a loss}, where it changes while training.
-            shown: {domain: (batch, logits of it)} for the pictures.
+            shown: {domain: (batch, logits of it)} for the pictures, or {domain: (batch, logits, maps)}; see `Shown`.
 
         Raises:
             NotFiniteError: a loss of the previous step is NaN or infinite; no state with its consequences is ever written.
@@ -380,8 +383,10 @@ class Run:
             self._count_damaged()
         self._note_losses(step, losses, weights or {})
         if self.due(step, self.args.save_pred_every) and is_main():
-            for domain, (batch, logits) in shown.items():
-                panel = prediction_panel(batch, logits, self.args.save_num_images, self.plan.classes)
+            for domain, (batch, logits, *maps) in shown.items():
+                with torch.no_grad():
+                    found = maps[0]() if maps else None
+                panel = prediction_panel(batch, logits, self.args.save_num_images, self.plan.classes, found)
                 self.log.picture(step, domain, panel)
         self._finish_step(step)
 
@@ -467,6 +472,7 @@ class Run:
     def _write_line(self, step: int, losses: dict[str, float], groups: dict[str, dict[str, float]]) -> None:
         elapsed = max(time.perf_counter() - self.clock, 1e-9)
         speed = {
+            "seconds": elapsed,
             "images_per_second": self.images / elapsed,
             "data_wait": self.wait / elapsed,
             "peak_memory_gb": peak_memory(self.device) / 2**30,
