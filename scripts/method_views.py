@@ -5,17 +5,13 @@ A new method's report works without an entry here; it only has no such pictures.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import train_adaptsegnet
-import train_cbst
-import train_clan
-import train_fada
-import train_maxsquare
 from dataset.reading import read_image
 from dataset.resizing import resize_image
 from dataset.spatial_prior import load_prior
@@ -26,6 +22,7 @@ from utils.reporting.views import View
 from utils.self_training.thresholds import ClassReport
 
 
+@torch.no_grad()
 def view_of(run: TrainingRun, images: Sequence[str]) -> View | None:
     """What the method of a run looks at in these image files; None for a script without an entry, or if too little is left.
 
@@ -37,6 +34,7 @@ def view_of(run: TrainingRun, images: Sequence[str]) -> View | None:
 
 
 def discriminators(run: TrainingRun, images: Sequence[str]) -> View | None:
+    script = import_module("train_adaptsegnet")
     network, part = _network(run)
     files = {level: last_snapshot(part, f"_D{level}") for level in (1, 2)}
     judges = {level: _discriminator(path, network) for level, path in files.items() if path}
@@ -44,9 +42,9 @@ def discriminators(run: TrainingRun, images: Sequence[str]) -> View | None:
         return None
     maps = []
     for outputs, size in _outputs(network, run, images):
-        by_level = train_adaptsegnet.by_level(outputs, size)
+        by_level = script.by_level(outputs, size)
         judged = {level: judge(F.softmax(by_level[level], dim=1)) for level, judge in judges.items()}
-        found = train_adaptsegnet.maps(judged, str(run.flags.get("gan")))
+        found = script.maps(judged, str(run.flags.get("gan")))
         maps.append({title: _at(values, size) for title, values in found.items()})
     text = (
         "A second network, the discriminator, looks at the label map and says for each region whether it seems to come from "
@@ -56,11 +54,12 @@ def discriminators(run: TrainingRun, images: Sequence[str]) -> View | None:
 
 
 def local_weights(run: TrainingRun, images: Sequence[str]) -> View | None:
+    script = import_module("train_clan")
     network, _ = _network(run)
     weighting = {"epsilon": float(run.flags["epsilon"]), "lambda_local": float(run.flags["lambda_local"])}
     maps = []
     for outputs, size in _outputs(network, run, images):
-        found = train_clan.maps([upsample(logits, size) for logits in outputs], **weighting)
+        found = script.maps([upsample(logits, size) for logits in outputs], **weighting)
         maps.append({title: _at(values, size) for title, values in found.items()})
     text = (
         "Two classifiers judge every pixel. Where they disagree (light), the class is taken to be badly aligned between the "
@@ -70,11 +69,12 @@ def local_weights(run: TrainingRun, images: Sequence[str]) -> View | None:
 
 
 def certainty(run: TrainingRun, images: Sequence[str]) -> View | None:
+    script = import_module("train_maxsquare")
     network, _ = _network(run)
     maps = []
     for outputs, size in _outputs(network, run, images):
         logits = upsample(outputs[-1], size)
-        found = train_maxsquare.maps(logits, str(run.flags["target_mode"]), float(run.flags["IW_ratio"]))
+        found = script.maps(logits, str(run.flags["target_mode"]), float(run.flags["IW_ratio"]))
         maps.append({title: _at(values, size) for title, values in found.items()})
     text = (
         "The method makes the network surer of target images. How sure it is of each pixel, and (with image-wise weights) how "
@@ -88,11 +88,12 @@ def soft_labels(run: TrainingRun, images: Sequence[str]) -> View | None:
     weights = last_snapshot(part) if part else None
     if weights is None:
         return None
+    script = import_module("train_fada")
     network, maps = load_model(weights), []
     temperature, clip = float(run.flags.get("temperature") or 1.8), float(run.flags.get("clip") or 0.9)
     for outputs, size in _outputs(network, run, images):
-        q = train_fada.soft_label(upsample(outputs[-1], size), temperature, clip)
-        maps.append({title: _at(values, size) for title, values in train_fada.maps(q).items()})
+        q = script.soft_label(upsample(outputs[-1], size), temperature, clip)
+        maps.append({title: _at(values, size) for title, values in script.maps(q).items()})
     text = (
         "The discriminator is told not only which domain a pixel is from but which class, with the network's own softened "
         "answers as labels. Shown is how much of a pixel's soft label its first class has: dark pixels are shared between "
@@ -107,10 +108,11 @@ def thresholds(run: TrainingRun, images: Sequence[str]) -> View | None:
         return None
     reports = [ClassReport.read(os.path.join(part, "thresholds.json")) for part in rounds]
     per_class = {f"round {number}": report.thresholds for number, report in enumerate(reports)}
+    script = import_module("train_cbst")
     network, _ = _network(run)
     maps = []
     for outputs, size in _outputs(network, run, images):
-        found = train_cbst.maps(upsample(outputs[-1], size), reports[-1].thresholds)
+        found = script.maps(upsample(outputs[-1], size), reports[-1].thresholds)
         maps.append({title: _at(values, size) for title, values in found.items()} | _prior(run, size))
     text = (
         "Each class has a threshold of its own, the confidence that the wanted share of its pixels reaches, so that hard "
@@ -148,7 +150,6 @@ def _discriminator(path: str, network: Segmenter) -> OutputDiscriminator:
     return discriminator.eval()
 
 
-@torch.inference_mode()
 def _outputs(network: Segmenter, run: TrainingRun, images: Sequence[str]) -> Iterator[tuple[list[Tensor], tuple[int, int]]]:
     """The network's list of logits (1,C,h,w) for each image, and the size (H,W) that the method sees it at."""
     width, height = run.flags["input_size_target"]
@@ -158,17 +159,17 @@ def _outputs(network: Segmenter, run: TrainingRun, images: Sequence[str]) -> Ite
 
 
 def _prior(run: TrainingRun, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Where the spatial prior expects thin and rare things: of each pixel the class that is most over-represented there."""
+    """Where the spatial prior expects people (or the first class, where there are none), if the run had one."""
     if not run.flags.get("with_prior"):
         return {}
-    classes = len(run.flags["classes"]["names"])
-    usual = os.path.join(str(run.flags["data_dir"]), f"spatial_prior_{classes}.mat")
+    names = run.flags["classes"]["names"]
+    usual = os.path.join(str(run.flags["data_dir"]), f"spatial_prior_{len(names)}.mat")
     path = run.flags.get("prior") or usual
     if not os.path.exists(path):
         return {}
-    prior = load_prior(path, classes, (size[1], size[0]))
-    person = run.flags["classes"]["names"].index("person") if "person" in run.flags["classes"]["names"] else 0
-    return {f"spatial prior: {run.flags['classes']['names'][person]}": prior[person]}
+    prior = load_prior(path, len(names), (size[1], size[0]))
+    shown = names.index("person") if "person" in names else 0
+    return {f"spatial prior of {names[shown]}": prior[shown]}
 
 
 def _at(values: Tensor, size: tuple[int, int]) -> np.ndarray:

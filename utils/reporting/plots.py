@@ -97,10 +97,14 @@ def growth(titles: Sequence[str], labelled: Sequence[float], right: Sequence[flo
     """How many pixels have pseudo-labels, and how many of these are right, set by set; in per cent."""
     figure, axes = _figure(2.5)
     places = range(len(titles))
-    bars = axes.bar(places, labelled, width=0.55, color=METHOD, edgecolor=PAPER, linewidth=0, label="pixels with a pseudo-label")
+    bars = axes.bar(
+        places, labelled, width=0.55, color=METHOD, edgecolor=PAPER, linewidth=0, label="pixels with a pseudo-label"
+    )
     for bar, title, value in zip(bars.patches, titles, labelled, strict=True):
         _name(bar, f"{title}: {value:.1f}% of the pixels have a pseudo-label")
-        axes.annotate(f"{value:.0f}", (bar.get_x() + bar.get_width() / 2, value), (0, 3), textcoords="offset points", ha="center")
+        axes.annotate(
+            f"{value:.0f}", (bar.get_x() + bar.get_width() / 2, value), (0, 3), textcoords="offset points", ha="center"
+        )
     (line,) = axes.plot(places, right, "--", marker="D", markersize=5, color=BEST, label="of these, right")
     _name(line, "of the pseudo-labels, right: " + ", ".join(f"{value:.1f}%" for value in right))
     for place, value in zip(places, right, strict=True):
@@ -171,4 +175,3 @@ def _svg(figure: "Figure", description: str) -> str:
     text = re.sub(r"(<svg[^>]*?) width=\"[^\"]*\"", r"\1", text, count=1)
     text = re.sub(r"(<svg[^>]*?) height=\"[^\"]*\"", r"\1", text, count=1)
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
-
