@@ -162,14 +162,17 @@ def target_loss(logits: Tensor, mode: str, ratio: float = 0.2, threshold: float 
 
 
 def maps(logits: Tensor, mode: str, ratio: float) -> dict[str, Tensor]:
-    """For pictures: the probability of each pixel's class, (N,H,W), and with an image-wise mode the pixels' weights.
+    """For pictures: the probability of each pixel's class, (N,H,W), and with an image-wise mode how much each pixel counts,
+    relative to those of the class that fills most of the image.
 
     Args:
         logits: (N,C,H,W).
     """
     probability = F.softmax(logits.float(), dim=1)
-    weights = {"image-wise weight, log10": pixel_weights(probability, ratio).log10()} if mode.startswith("IW") else {}
-    return {"certainty": probability.amax(1), **weights}
+    if not mode.startswith("IW"):
+        return {"certainty": probability.amax(1)}
+    weight = pixel_weights(probability, ratio)
+    return {"certainty": probability.amax(1), "image-wise weight": weight / weight.amin((2, 3), keepdim=True)}
 
 
 def pseudo_label(first: Tensor, second: Tensor, threshold: float) -> Tensor:

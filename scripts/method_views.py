@@ -77,8 +77,8 @@ def certainty(run: TrainingRun, images: Sequence[str]) -> View | None:
         found = script.maps(logits, str(run.flags["target_mode"]), float(run.flags["IW_ratio"]))
         maps.append({title: _at(values, size) for title, values in found.items()})
     text = (
-        "The method makes the network surer of target images. How sure it is of each pixel, and (with image-wise weights) how "
-        "much a pixel counts: those of classes that fill little of the image count more, so that road and sky do not decide alone."
+        "The method makes the network surer of target images. Shown is how sure it is of each pixel, and (with image-wise "
+        "weights) how many times it counts: pixels of small classes count more, so that road and sky do not decide alone."
     )
     return View("Certainty, and the image-wise weights", text, maps, "unsure / counts little", "sure / counts much")
 

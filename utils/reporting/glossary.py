@@ -48,6 +48,11 @@ def about_row(name: str) -> str:
     return ROWS[max(fitting, key=len)] if fitting else ""
 
 
+def knows_target_labels(name: str) -> bool:
+    """Whether a row of this name was trained on the target's labels."""
+    return name.lower().startswith("oracle")
+
+
 def about_script(script: str) -> str:
     """What a run of this training script is."""
     return about_row(script.removeprefix("train_"))

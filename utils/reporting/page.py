@@ -17,6 +17,10 @@ from .views import View
 from .walls import Picture
 
 LARGEST = 5_000_000  # bytes
+SCORE = (
+    "The score, mIoU, says how well predicted and true regions overlap; 100% is perfect. It is averaged over all classes, so "
+    "that a bicycle counts as much as the road."
+)
 TITLES = {
     "scores": "Scores",
     "table": "Numbers",
@@ -112,22 +116,22 @@ def _lead(results: Results) -> str:
     source, target = results.source or "one world", results.target or "another one"
     parts = [
         f"A neural network learned to name what every pixel of an image shows ({text(some)} and so on) from images of "
-        f"<b>{text(source)}</b>, for which the answers were known. But it is needed for images of <b>{text(target)}</b>, where "
-        "colours, textures and light are different, and there it makes many more mistakes."
+        f"<b>{text(source)}</b>, for which the answers were known. But it is needed for images of <b>{text(target)}</b>. They "
+        "look different, and so it makes many more mistakes there."
     ]
     if start is not None and gain is not None:
         parts.append(
-            "The methods below adapt the network to the new images <b>without a single known answer for them</b>. Unadapted, it "
-            f"scores {mean(start.miou):.1f}% of what is possible; {text(best.name)}, the best method here, brings it to "
-            f"{mean(best.miou):.1f}%, <b>{gain:+.1f} points</b>. The score is mIoU: how well predicted and true regions overlap, "
-            "averaged over all classes, so that a bicycle counts as much as the road."
+            "The methods below adapt the network to the new images <b>without a single known answer for them</b>. Before that "
+            f"it scores {mean(start.miou):.1f}%; {text(best.name)}, the best method here, brings it to {mean(best.miou):.1f}%, "
+            f"<b>{gain:+.1f} points</b>. {SCORE}"
         )
     else:
         parts.append(
-            f"The rows below score how well that works. The best, {text(best.name)}, reaches {mean(best.miou):.1f}% mIoU: how well "
-            "predicted and true regions overlap, averaged over all classes, so that a bicycle counts as much as the road."
+            "The networks below were trained in different ways and scored on such images. The best, "
+            f"{text(best.name)}, reaches {mean(best.miou):.1f}%. {SCORE}"
         )
-    return "".join(f'<p class="lead">{part}</p>' for part in parts)
+    paragraphs = "".join(f'<p class="lead">{part}</p>' for part in parts)
+    return f'<div class="leads">{paragraphs}</div>'
 
 
 def _tiles(results: Results) -> str:

@@ -43,12 +43,11 @@ def check_matplotlib() -> None:
 def bars(results: Results, block: str) -> str:
     """The mean mIoU of a block's rows as bars, with a dot for each seed."""
     rows = results.rows_of(block)
-    baselines = {*results.blocks[block].baselines, *(row.baseline for row in rows)}
     figure, axes = _figure(0.34 * len(rows) + 0.75)
     places = list(range(len(rows)))[::-1]
     for place, row in zip(places, rows, strict=True):
         value = mean(row.miou)
-        base = row.name in baselines or row.baseline is None
+        base = results.is_reference(row)
         colour = BASE if base else METHOD
         drawn = axes.barh(place, value, height=0.66, color=colour, hatch="////" if base else "", edgecolor=PAPER, linewidth=0)
         known = [seed for seed in row.miou if seed is not None]
@@ -59,7 +58,7 @@ def bars(results: Results, block: str) -> str:
         seeds = ", ".join(f"{seed:.1f}" for seed in known)
         _name(drawn.patches[0], f"{row.name}: mean {value:.1f}%, seeds: {seeds}")
     highest = max(value for row in rows for value in row.miou if value is not None)
-    start = next((row for row in rows if row.name in baselines or row.baseline is None), rows[0])
+    start = next((row for row in rows if results.is_reference(row)), rows[0])
     axes.axvline(mean(start.miou), color=INK, linewidth=1, linestyle=(0, (3, 2)), zorder=0)
     axes.set_xlim(0, highest * 1.14)
     axes.set_yticks(places, [row.name for row in rows])

@@ -77,7 +77,7 @@ def _images(results: Results) -> list[str]:
 def _views(
     runs: dict[str, TrainingRun], images: Sequence[str], viewer: Viewer | None
 ) -> tuple[dict[str, View], dict[str, str]]:
-    """What the methods look at by row, and why it is not shown for others; rows that have not adapted anything are passed over."""
+    """What the methods look at by row, and why it is not shown for others; rows that have no target are passed over."""
     views: dict[str, View] = {}
     left_out: dict[str, str] = {}
     for name, run in runs.items():

@@ -25,6 +25,7 @@ from dataset.layouts import IMAGE_ENDINGS, Record, find_records
 from dataset.reading import read_label
 
 from ..errors import RunError
+from .glossary import knows_target_labels
 
 # One value for each seed, in the order of the seeds; None where there is none.
 PerSeed = tuple[float | None, ...]
@@ -101,10 +102,15 @@ class Results:
     def rows_of(self, block: str) -> list[Row]:
         return [row for row in self.rows.values() if row.block == block]
 
+    def is_reference(self, row: Row) -> bool:
+        """Whether others are held against a row: it is a start or a baseline of its block, or saw the target's labels."""
+        starts = {other.baseline for other in self.rows.values()}
+        return row.name in starts or row.name in self.blocks[row.block].baselines or knows_target_labels(row.name)
+
     def best(self) -> Row:
-        """The row with the highest mean mIoU that started from another one, or of all rows if none did."""
-        adapted = [row for row in self.rows.values() if row.baseline is not None] or list(self.rows.values())
-        return max(adapted, key=lambda row: mean(row.miou))
+        """The row with the highest mean mIoU of those that are no references, or of all if there are no others."""
+        methods = [row for row in self.rows.values() if not self.is_reference(row)] or list(self.rows.values())
+        return max(methods, key=lambda row: mean(row.miou))
 
 
 def mean(values: Sequence[float | None]) -> float:

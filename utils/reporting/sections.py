@@ -52,7 +52,9 @@ def bars(results: Results) -> str:
     parts = []
     for key, block in results.blocks.items():
         title = f"<h3>{text(block.title)}</h3>" if block.title else ""
-        parts.append(f"<figure>{title}{plots.bars(results, key)}</figure>")
+        entries = [(row, row.about or about_row(row.name)) for row in results.rows_of(key)]
+        known = "".join(f"<li><b>{text(row.name)}</b>: {text(about)}.</li>" for row, about in entries if about)
+        parts.append(f'<figure>{title}{plots.bars(results, key)}</figure><ul class="plain about">{known}</ul>')
     return section(
         "scores",
         "How good is each method?",
@@ -75,7 +77,7 @@ def scores(results: Results) -> str:
     parts = []
     for key, block in results.blocks.items():
         columns = gain_columns(results, key)
-        head = ["Method", "mIoU, %", *map(text, columns), "Training", "Memory", "BatchNorm statistics", "What it is"]
+        head = ["Method", "mIoU, %", *map(text, columns), "Training", "Memory", "BatchNorm statistics"]
         lines = []
         for row in results.rows_of(key):
             memory = f"{mean(row.peak_memory_gb):.1f} GB" if any(row.peak_memory_gb) else NONE
@@ -84,7 +86,6 @@ def scores(results: Results) -> str:
                 *(gain_cell(column.get(row.name, ())) for column in columns.values()),
                 f"<td>{seconds(row.seconds)}</td><td>{memory}</td>",
                 f'<td class="words">{text(row.statistics or NONE)}</td>',
-                f'<td class="words" style="min-width:19em">{text(row.about or about_row(row.name) or NONE)}</td>',
             ]
             kind = ' class="best"' if row.name == best else ""
             lines.append(f'<tr{kind}><th scope="row">{text(row.name)}</th>{"".join(cells)}</tr>')
@@ -95,9 +96,8 @@ def scores(results: Results) -> str:
     return section(
         "table",
         "The numbers",
-        spread
-        + "Gains are points of mIoU, taken seed by seed, over the row that is named: over the start, over AdaBN or a control "
-        "with equally many steps, as far as they were run. A star marks the best method.",
+        spread + "Gains are points of mIoU, taken seed by seed, over the row that is named: what the method started from, and "
+        "baselines that need no method. A star marks the best method.",
         *parts,
     )
 
@@ -147,15 +147,11 @@ def wall(results: Results, pictures: Sequence[Picture]) -> str:
     """Images, truth, predictions and errors."""
     title = "What they see"
     if not pictures:
-        return section(
-            "pictures", title, f"Left out: there are no predictions beside labelled images. {EVALUATE} writes the predictions."
-        )
+        return section("pictures", title, f"Left out: there are no predictions beside labelled images. {EVALUATE} writes them.")
     parts = [class_key(results.classes)]
     for picture in pictures:
-        figures = [
-            figure("<b>Image</b>", image(photo(picture.image), "target image")),
-            figure("<b>Truth</b>", image(class_map(picture.truth, results.classes), "truth", "map")),
-        ]
+        truth = image(class_map(picture.truth, results.classes), "truth", "map")
+        figures = [figure("<b>Image, and the truth</b>", image(photo(picture.image), "target image"), truth)]
         for tile in picture.tiles:
             wrong = errors(picture.image, picture.truth, tile.prediction, len(results.classes))
             caption = f"<b>{text(tile.row.name)}</b>, {tile.right:.0f}% of the pixels right"
@@ -166,8 +162,9 @@ def wall(results: Results, pictures: Sequence[Picture]) -> str:
     return section(
         "pictures",
         title,
-        "Images of the target, chosen by a rule for the rare classes in them, not for how well anybody does. Below each prediction "
-        "its errors: wrong pixels are orange, pixels without a true label black. Point at (or touch) a coloured map to read the class.",
+        "Images of the target, chosen by a rule for the rare classes in them, not for how well anybody does. Below each "
+        "prediction its errors: wrong pixels are orange, pixels without a true label black. Point at (or touch) a coloured map "
+        "to read the class.",
         *parts,
     )
 
@@ -185,8 +182,8 @@ def classes(results: Results) -> str:
     return section(
         "classes",
         "Class by class",
-        "The IoU of each class in %, and below it the gain over what the method started from. Blue: better than the start; orange "
-        "with hatching: worse; the stronger the colour, the larger the difference.",
+        "The IoU of each class in %, and below it the gain over what the method started from. Blue: better than the start; "
+        "orange with hatching: worse; the stronger the colour, the larger the difference.",
         table(["", *(text(row.name) for row in rows)], lines, "heat"),
     )
 
@@ -214,18 +211,16 @@ def looks(results: Results, found: Mapping[str, View], left_out: Mapping[str, st
     parts = []
     for name, view in found.items():
         ranges = _ranges(view)
-        figures = []
+        rows = []
         for path, maps in zip(images, view.maps, strict=False):
             size = next(iter(maps.values())).shape
-            figures.append(figure("<b>Image</b>", image(photo(read_picture(path, size)), "target image")))
+            figures = [figure("<b>Image</b>", image(photo(read_picture(path, size)), "target image"))]
             for title, values in maps.items():
-                figures.append(
-                    figure(text(title), image(flat(heat(values, *ranges[title])), title), _ramp(view, *ranges[title]))
-                )
+                figures.append(figure(text(title), image(flat(heat(values, *ranges[title])), title), _ramp(*ranges[title])))
+            rows.append(f'<div class="wall">{"".join(figures)}</div>')
         numbers = _per_class(view, results.classes.names) if view.per_class else ""
         parts.append(
-            f'<div class="card"><h3>{text(name)}: {text(view.title)}</h3><p>{text(view.text)}</p>'
-            f'<div class="wall">{"".join(figures)}</div>{numbers}</div>'
+            f'<div class="card"><h3>{text(name)}: {text(view.title)}</h3><p>{text(view.text)}</p>{"".join(rows)}{numbers}</div>'
         )
     notes = "".join(f"<li>{text(name)}: {text(why)}</li>" for name, why in left_out.items())
     if notes:
@@ -233,8 +228,8 @@ def looks(results: Results, found: Mapping[str, View], left_out: Mapping[str, st
     return section(
         "looks",
         "What each method looks at",
-        "Every method has its own way of finding out where the network needs to change. Computed from the networks as they were at "
-        "the end of training. Dark is low, light is high; the bar below a map has its numbers.",
+        "Every method has its own way of finding out where the network needs to change. Computed from the networks as they "
+        "were at the end of training. Dark is low, light is high; the bar below a map has its numbers.",
         *parts,
     )
 
@@ -246,11 +241,10 @@ def _ranges(view: View) -> dict[str, tuple[float, float]]:
     return {title: (float(found.min()), float(found.max())) for title, found in values.items()}
 
 
-def _ramp(view: View, low: float, high: float) -> str:
+def _ramp(low: float, high: float) -> str:
     colours = ",".join(f"rgb{colour}" for colour in HEAT)
-    hover = text(f"dark: {view.low}; light: {view.high}")
     ramp = f'<i style="background:linear-gradient(90deg,{colours})"></i>'
-    return f'<div class="ramp" title="{hover}"><span>{low:.2g}</span>{ramp}<span>{high:.2g}</span></div>'
+    return f'<div class="ramp"><span>{low:.2g}</span>{ramp}<span>{high:.2g}</span></div>'
 
 
 def _per_class(view: View, names: Sequence[str]) -> str:
@@ -283,9 +277,9 @@ def pseudo_labels(results: Results, found: Mapping[str, Sequence[LabelSet]], sam
     return section(
         "labels",
         title,
-        "Self-training writes labels for target images where the network is confident and learns from them; more and more are added. "
-        "Bars: how many pixels have one. Diamonds: how many of these are right, which the method itself never gets to know. "
-        "The table: of each class's true pixels, the share that was found and labelled as it.",
+        "Self-training writes labels for target images where the network is confident and learns from them; more and more are "
+        "added. Bars: how many pixels have one. Diamonds: how many of these are right, which the method itself never gets to "
+        "know. The table: of each class's true pixels, the share that was found and labelled as it.",
         *parts,
     )
 
@@ -320,8 +314,8 @@ def confusions(results: Results) -> str:
     return section(
         "confusions",
         title,
-        "The two extremes: the lowest and the highest row, first seed. Each line is a true class, and its cells say what its pixels "
-        "were taken for. Grey on the diagonal is right, blue beside it is wrong; a darker or stronger colour means more pixels.",
+        "The two extremes: the lowest and the highest row, first seed. Each line is a true class, and its cells say what its "
+        "pixels were taken for. Grey on the diagonal is right, blue beside it is wrong; the stronger, the more pixels.",
         f'<div class="row">{"".join(parts)}</div>',
     )
 
@@ -339,7 +333,8 @@ def _confusion(row: Row, matrix: np.ndarray, names: Sequence[str]) -> str:
             hover = text(f"{names[true]} taken for {names[said]}: {value:.1f}%")
             cells.append(f'<td{kind} style="--g:{100 * (value / 100) ** 0.5:.0f}" title="{hover}"></td>')
         lines.append(f'<tr><th scope="row">{text(short(names[true]))}</th>{"".join(cells)}</tr>')
-    grid = f'<table class="confusion"><thead><tr><th class="corner"></th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    top = f'<thead><tr><th class="corner"></th>{head}</tr></thead>'
+    grid = f'<table class="confusion">{top}<tbody>{"".join(lines)}</tbody></table>'
     most = "".join(f"<li>{names[a]} taken for {names[b]}: {value:.0f}% of its pixels</li>" for a, b, value in worst(matrix))
     return f'<figure><h3>{text(row.name)}, mIoU {mean(row.miou):.1f}%</h3>{grid}<ul class="plain note">{most}</ul></figure>'
 
@@ -366,8 +361,8 @@ def curves(results: Results, runs: Mapping[str, TrainingRun]) -> str:
     return section(
         "curves",
         title,
-        "How training went, one line for each row (first seed; running means over five log lines). Losses of different methods do not "
-        "compare with each other: a falling loss on the source says little about the target.",
+        "How training went, one line for each row (first seed; running means over five log lines). Losses of different methods "
+        "do not compare with each other, and a falling loss on the source says little about the target.",
         f'<div class="row">{"".join(figures)}</div>',
     )
 

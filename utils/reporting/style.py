@@ -16,7 +16,8 @@ h2{font-size:1.35rem;line-height:1.25;margin:0 0 .35em}
 h3{font-size:1.02rem;margin:0 0 .3em}
 p{margin:0 0 .8em;max-width:72ch}
 .eyebrow{font-size:.8rem;letter-spacing:.09em;text-transform:uppercase;color:var(--muted);margin:0}
-.lead{font-size:1.1rem}
+.lead{font-size:1.1rem;break-inside:avoid}
+@media (min-width:1000px){.leads{columns:2;column-gap:44px}.about{padding-top:34px}}
 .note,.how{color:var(--muted);font-size:.93rem}
 section,.card{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:20px;margin:20px 0;min-width:0}
 section>.card{margin:16px 0 0;background:none}
@@ -36,6 +37,8 @@ img.map{image-rendering:pixelated;cursor:crosshair;touch-action:pan-y}
 figure img+img{margin-top:3px}
 .strip{display:grid;grid-template-columns:repeat(2,1fr);gap:12px}
 @media (min-width:760px){.strip{grid-template-columns:repeat(4,1fr)}}
+.wall+.wall{margin-top:14px}
+.about li{margin-bottom:.45em}
 .wall{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(47%,205px),1fr));gap:14px 12px}
 svg{display:block;width:100%;height:auto;max-width:600px}
 svg text{font-family:inherit!important}
@@ -46,7 +49,7 @@ th,td{padding:6px 10px;text-align:right;border-bottom:1px solid var(--line);whit
 th{font-weight:600;vertical-align:bottom}
 thead th{color:var(--muted);font-size:.85rem}
 tbody th,th:first-child{text-align:left;position:sticky;left:0;background:var(--card);z-index:1}
-tbody th{font-weight:500}
+tbody th{font-weight:500;vertical-align:middle}
 tr.best th,tr.best td{font-weight:700}
 tr.best th::after{content:" \\2605";color:var(--best)}
 td.words{text-align:left;white-space:normal;min-width:9em}
@@ -84,7 +87,8 @@ footer{color:var(--muted);font-size:.88rem}
 SCRIPT = """
 const tip=document.getElementById('tip'),read=new Map();
 function pixels(img){if(!read.has(img)){const c=document.createElement('canvas');
-c.width=img.naturalWidth;c.height=img.naturalHeight;const g=c.getContext('2d',{willReadFrequently:true});g.drawImage(img,0,0);read.set(img,g)}return read.get(img)}
+c.width=img.naturalWidth;c.height=img.naturalHeight;
+const g=c.getContext('2d',{willReadFrequently:true});g.drawImage(img,0,0);read.set(img,g)}return read.get(img)}
 function show(e){const img=e.target;if(!(img instanceof HTMLImageElement)||!img.classList.contains('map')){
 tip.style.display='none';return}
 const r=img.getBoundingClientRect(),x=Math.floor((e.clientX-r.left)/r.width*img.naturalWidth),

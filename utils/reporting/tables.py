@@ -37,9 +37,8 @@ def number(values: PerSeed, signed: bool = False, plus_minus: str = "±", digits
     """Mean, and standard deviation over the seeds if there are several, as `44.8 ± 0.3`."""
     if all(value is None for value in values):
         return NONE
-    form = f"{'+' if signed else ''}.{digits}f"
-    spread = deviation(values)
-    return format(mean(values), form) + (f" {plus_minus} {spread:.{digits}f}" if spread is not None else "")
+    shown, spread = round(mean(values), digits) + 0.0, deviation(values)  # + 0.0 turns -0.0 into 0.0
+    return f"{shown:{'+' if signed else ''}.{digits}f}" + (f" {plus_minus} {spread:.{digits}f}" if spread is not None else "")
 
 
 def gain_columns(results: Results, block: str) -> dict[str, dict[str, PerSeed]]:
@@ -52,7 +51,7 @@ def gain_columns(results: Results, block: str) -> dict[str, dict[str, PerSeed]]:
         {title: {name: gains(results.rows[name], results.rows[start]) for name, start in starts.items()}} if starts else {}
     )
     for base in baselines:
-        held = [row for row in rows if row.name != base and row.name not in starts.values()]
+        held = [row for row in rows if not results.is_reference(row)]
         columns[f"over {base}"] = {row.name: gains(row, results.rows[base]) for row in held}
     return columns
 
