@@ -42,7 +42,7 @@ def main(args: Flags) -> str:
     check_matplotlib()
     check_outside_data("--out", args.out)
     ours = is_json_with("rows")
-    if len(args.runs) == 1 and ours(args.runs[0]):
+    if len(args.runs) == 1 and os.path.isfile(args.runs[0]) and ours(args.runs[0]):
         results = read_results(args.runs[0])
     else:
         path = os.path.join(args.out, "results.json")

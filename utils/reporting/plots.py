@@ -25,7 +25,7 @@ VARIABLES |= {colour: f"s{number}" for number, colour in enumerate(SERIES)}
 # Lines differ in more than their colours.
 STYLES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.5, 1.5)))
 MARKERS = "osD^vPX*"
-WIDTH = 4.6  # inches at 100 dots: the width of a telephone's screen, so that the letters stay readable there
+WIDTH = 3.9  # inches; so narrow that the letters are still readable on a telephone
 
 
 def check_matplotlib() -> None:

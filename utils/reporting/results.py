@@ -103,9 +103,10 @@ class Results:
         return [row for row in self.rows.values() if row.block == block]
 
     def is_reference(self, row: Row) -> bool:
-        """Whether others are held against a row: it is a start or a baseline of its block, or saw the target's labels."""
-        starts = {other.baseline for other in self.rows.values()}
-        return row.name in starts or row.name in self.blocks[row.block].baselines or knows_target_labels(row.name)
+        """Whether others are held against a row: it is a baseline of its block, saw the target's labels, or started from no
+        row while others did."""
+        has_no_start = row.baseline is None and any(other.baseline for other in self.rows.values())
+        return has_no_start or row.name in self.blocks[row.block].baselines or knows_target_labels(row.name)
 
     def best(self) -> Row:
         """The row with the highest mean mIoU of those that are no references, or of all if there are no others."""

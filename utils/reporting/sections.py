@@ -25,6 +25,7 @@ METRICS = {
     "loss_adv": ("Adversarial loss: how far the target is from passing for the source", "loss", 5),
     "val_miou": ("Validation while training", "mIoU", 1),
 }
+OPEN = 3  # images of the wall that are seen at once; the others are folded away
 STRONGEST = 12.0  # points of gain or loss that have the strongest colour
 EVALUATE = "evaluate_cityscapes.py --restore-from RUN --save RUN/predictions --json RUN/figures.json"
 
@@ -148,24 +149,28 @@ def wall(results: Results, pictures: Sequence[Picture]) -> str:
     title = "What they see"
     if not pictures:
         return section("pictures", title, f"Left out: there are no predictions beside labelled images. {EVALUATE} writes them.")
-    parts = [class_key(results.classes)]
+    cards = []
     for picture in pictures:
         truth = image(class_map(picture.truth, results.classes), "truth", "map")
         figures = [figure("<b>Image, and the truth</b>", image(photo(picture.image), "target image"), truth)]
         for tile in picture.tiles:
             wrong = errors(picture.image, picture.truth, tile.prediction, len(results.classes))
-            caption = f"<b>{text(tile.row.name)}</b>, {tile.right:.0f}% of the pixels right"
+            caption = f"<b>{text(tile.row.name)}</b>, {tile.right:.0f}% right"
             prediction = image(class_map(tile.prediction, results.classes), f"prediction of {tile.row.name}", "map")
             figures.append(figure(caption, prediction, image(flat(wrong), f"errors of {tile.row.name}")))
         rare = f"with {text(', '.join(picture.rare))}" if picture.rare else ""
-        parts.append(f'<div class="card"><h3>An image {rare}</h3><div class="wall">{"".join(figures)}</div></div>')
+        cards.append(f'<div class="card"><h3>An image {rare}</h3><div class="wall">{"".join(figures)}</div></div>')
+    more = "".join(cards[OPEN:])
+    folded = f"<details><summary>{len(cards) - OPEN} more images</summary>{more}</details>" if more else ""
     return section(
         "pictures",
         title,
         "Images of the target, chosen by a rule for the rare classes in them, not for how well anybody does. Below each "
-        "prediction its errors: wrong pixels are orange, pixels without a true label black. Point at (or touch) a coloured map "
-        "to read the class.",
-        *parts,
+        "prediction its errors: wrong pixels are orange, pixels without a true label black. The share of right pixels stands "
+        "beside each name. Point at (or touch) a coloured map to read the class.",
+        class_key(results.classes),
+        *cards[:OPEN],
+        folded,
     )
 
 
@@ -220,7 +225,8 @@ def looks(results: Results, found: Mapping[str, View], left_out: Mapping[str, st
             rows.append(f'<div class="wall">{"".join(figures)}</div>')
         numbers = _per_class(view, results.classes.names) if view.per_class else ""
         parts.append(
-            f'<div class="card"><h3>{text(name)}: {text(view.title)}</h3><p>{text(view.text)}</p>{"".join(rows)}{numbers}</div>'
+            f'<div class="card"><h3>{text(name)}: {text(view.title)}</h3><p>{text(view.text)} '
+            f"<em>Dark: {text(view.low)}. Light: {text(view.high)}.</em></p>{''.join(rows)}{numbers}</div>"
         )
     notes = "".join(f"<li>{text(name)}: {text(why)}</li>" for name, why in left_out.items())
     if notes:
@@ -235,10 +241,10 @@ def looks(results: Results, found: Mapping[str, View], left_out: Mapping[str, st
 
 
 def _ranges(view: View) -> dict[str, tuple[float, float]]:
-    """The smallest and largest number of the maps of each title, over all images."""
+    """What the darkest and lightest colour of each title's maps stand for: hardly a pixel is beyond, in all images."""
     titles = dict.fromkeys(title for maps in view.maps for title in maps)
     values = {title: np.concatenate([maps[title].ravel() for maps in view.maps if title in maps]) for title in titles}
-    return {title: (float(found.min()), float(found.max())) for title, found in values.items()}
+    return {title: (float(np.quantile(found, 0.01)), float(np.quantile(found, 0.99))) for title, found in values.items()}
 
 
 def _ramp(low: float, high: float) -> str:

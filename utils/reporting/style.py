@@ -17,6 +17,9 @@ h3{font-size:1.02rem;margin:0 0 .3em}
 p{margin:0 0 .8em;max-width:72ch}
 .eyebrow{font-size:.8rem;letter-spacing:.09em;text-transform:uppercase;color:var(--muted);margin:0}
 .lead{font-size:1.1rem;break-inside:avoid}
+.leads{margin-bottom:14px}
+summary{cursor:pointer;color:var(--method);margin-top:16px}
+@media (max-width:560px){section{padding:16px 13px}section .card{border-width:1px 0 0;border-radius:0;padding:16px 0 0}}
 @media (min-width:1000px){.leads{columns:2;column-gap:44px}.about{padding-top:34px}}
 .note,.how{color:var(--muted);font-size:.93rem}
 section,.card{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:20px;margin:20px 0;min-width:0}
@@ -39,8 +42,8 @@ figure img+img{margin-top:3px}
 @media (min-width:760px){.strip{grid-template-columns:repeat(4,1fr)}}
 .wall+.wall{margin-top:14px}
 .about li{margin-bottom:.45em}
-.wall{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(47%,205px),1fr));gap:14px 12px}
-svg{display:block;width:100%;height:auto;max-width:600px}
+.wall{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(47%,176px),1fr));gap:14px 12px}
+svg{display:block;width:100%;height:auto;max-width:460px}
 svg text{font-family:inherit!important}
 .scroll{overflow-x:auto;max-width:100%;-webkit-overflow-scrolling:touch}
 .scroll:focus-visible{outline:2px solid var(--method);outline-offset:2px}
