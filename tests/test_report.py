@@ -1,6 +1,7 @@
 """Reports: the numbers are those of the results, the page needs nothing else, and what does not fit is said in a line."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -15,7 +16,9 @@ from conftest import ROOT
 from PIL import Image
 
 from dataset.catalogue import CITYSCAPES, LABEL_IDS
+from model import FeatureDiscriminator, ModelError, OutputDiscriminator, build_model, to_fada
 from scripts import report
+from scripts.method_views import view_of
 from utils.errors import RunError
 from utils.pictures import errors, heat, prediction_panel
 from utils.reporting import read_results, write_report
@@ -26,6 +29,8 @@ from utils.reporting.results import gains, mean
 from utils.reporting.runs import last_snapshot, read_run
 from utils.reporting.tables import number, papers_order
 from utils.reporting.walls import choose
+from utils.self_training.thresholds import ClassReport
+from utils.state import save_tensors
 
 pytest.importorskip("matplotlib", reason="the report's plots need it")
 
@@ -411,3 +416,51 @@ def test_the_script_says_errors_in_a_line(tmp_path):
     command = [sys.executable, str(ROOT / "scripts/report.py"), str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 1 and ran.stderr == f"report.py: error: {tmp_path}/nothing: no such file or folder\n"
+
+
+def left_behind(folder, script, flags, model="MiniResNet18", level_names=(), thresholds=None):
+    """A run directory as a training script leaves it, with random weights; `level_names` are suffixes of discriminators."""
+    folder.mkdir(parents=True)
+    heads = {"heads": "twin"} if script == "train_clan.py" else {}
+    network = build_model(model, 19, **heads)
+    network.classes = CITYSCAPES.to_json()
+    weights = network.state_dict()
+    if script == "train_fada.py":
+        network = build_model(model, 19, heads="single")
+        network.classes = CITYSCAPES.to_json()
+        weights = to_fada(network, 3, FeatureDiscriminator(network.feature_channels, 19))
+    save_tensors(weights, str(folder / "GTA5_3.pth"), for_originals=True)
+    for suffix in level_names:
+        save_tensors(OutputDiscriminator(19).state_dict(), str(folder / f"GTA5_3{suffix}.pth"), for_originals=True)
+    notes = {"command": [script], "input_size_target": [64, 32], "classes": CITYSCAPES.to_json(), "network": network.settings}
+    (folder / "args.json").write_text(json.dumps(flags | notes))
+    if thresholds:
+        ClassReport(0.2, thresholds, [1] * 19, [], []).write(str(folder / "thresholds.json"))
+
+
+VIEWED = {
+    "train_adaptsegnet.py": ("", {"gan": "Vanilla"}, {"level_names": ("_D1", "_D2")}, 2, (0, 1)),
+    "train_clan.py": ("", {"epsilon": 0.4, "lambda_local": 40.0}, {"model": "MiniResNet18Twin"}, 1, (0.4, 40.4)),
+    "train_maxsquare.py": ("", {"target_mode": "IW_maxsquare", "IW_ratio": 0.2}, {}, 2, (0, 2048)),
+    "train_fada.py": ("adversarial", {"temperature": 1.8, "clip": 0.9}, {}, 1, (0, 0.9)),
+    "train_cbst.py": ("round0", {"with_prior": False}, {"thresholds": [0.05] * 19}, 1, (0, 2)),
+}
+
+
+@pytest.mark.parametrize("script", VIEWED)
+def test_what_each_method_looks_at(script, tmp_path):
+    part, flags, more, maps, (low, high) = VIEWED[script]
+    left_behind(tmp_path / "run" / part, script, flags, **more)
+    save(tmp_path / "image.png", np.random.default_rng(0).integers(0, 255, (40, 80, 3)))
+    view = view_of(read_run(str(tmp_path / "run")), [str(tmp_path / "image.png")] * 2)
+    assert len(view.maps) == 2 and all(len(of_image) == maps for of_image in view.maps)
+    for values in view.maps[0].values():
+        assert values.shape == (32, 64) and values.min() >= low - 1e-5 and values.max() <= high + 1e-5
+    assert list(view.per_class) == (["round 0"] if part == "round0" else [])
+
+
+def test_a_run_without_weights_or_of_an_unknown_script_shows_nothing(tmp_path, runs):
+    run = read_run(str(runs / "source"))
+    with pytest.raises(ModelError, match=r"source/\*.pth"):
+        view_of(run, ["image.png"])
+    assert view_of(dataclasses.replace(run, flags={"command": ["train_mine.py"]}), ["image.png"]) is None
