@@ -137,14 +137,16 @@ def confidence_regulariser(logits: Tensor, labelled: Tensor, weights: Tensor) ->
     return mean_over_labelled(pixels, labelled & (weights != 0)[:, None, None])
 
 
-def maps(logits: Tensor, thresholds: Sequence[float]) -> dict[str, Tensor]:
-    """For pictures: each pixel's largest p_c / t_c, cut off at 2, (N,H,W). Without a prior, labels are made where it reaches 1.
+def maps(logits: Tensor, thresholds: Sequence[float], prior: Tensor | None = None) -> dict[str, Tensor]:
+    """For pictures: each pixel's largest p_c / t_c, cut off at 2, (N,H,W); labels are made where it is at least 1.
 
     Args:
         logits: (N,C,H,W).
         thresholds: t_c of each class.
+        prior: (C,H,W), which p_c is multiplied with. It belongs to whole images, so that crops are shown without it.
     """
-    ratio = F.softmax(logits.float(), dim=1) / logits.new_tensor(thresholds, dtype=torch.float32)[:, None, None]
+    scores = F.softmax(logits.float(), dim=1) * (1 if prior is None else prior)
+    ratio = scores / logits.new_tensor(thresholds, dtype=torch.float32)[:, None, None]
     return {"confidence / threshold": ratio.amax(1).clamp(max=2)}
 
 

@@ -110,16 +110,19 @@ def thresholds(run: TrainingRun, images: Sequence[str]) -> View | None:
     per_class = {f"round {number}": report.thresholds for number, report in enumerate(reports)}
     script = import_module("train_cbst")
     network, _ = _network(run)
-    maps = []
+    maps, names = [], run.flags["classes"]["names"]
+    shown = names.index("person") if "person" in names else 0
     for outputs, size in _outputs(network, run, images):
-        found = script.maps(upsample(outputs[-1], size), reports[-1].thresholds)
-        maps.append({title: _at(values, size) for title, values in found.items()} | _prior(run, size))
+        prior = _prior(run, len(names), size)
+        found = script.maps(upsample(outputs[-1], size), reports[-1].thresholds, prior)
+        expected = {} if prior is None else {f"spatial prior of {names[shown]}": prior[shown]}
+        maps.append({title: _at(values[None], size) for title, values in (found | expected).items()})
     text = (
         "Each class has a threshold of its own, the confidence that the wanted share of its pixels reaches, so that hard "
-        "classes are not left out. Light pixels are above the threshold of their class and become labels to learn from. "
-        "The table has the thresholds round by round; with a spatial prior they may be above 1."
+        "classes are not left out. Pixels from 1 on are above the threshold of their class and become labels to learn from. "
+        "With a spatial prior, a class counts more where the source has it often, and thresholds may be above 1."
     )
-    return View("Confidence against each class's threshold", text, maps, "left unlabelled", "becomes a label", per_class)
+    return View("Confidence against each class's threshold", text, maps, "stays unlabelled", "becomes a label", per_class)
 
 
 # By the name of the training script.
@@ -158,21 +161,16 @@ def _outputs(network: Segmenter, run: TrainingRun, images: Sequence[str]) -> Ite
         yield [output.float() for output in network(image[None])], (height, width)
 
 
-def _prior(run: TrainingRun, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Where the spatial prior expects people (or the first class, where there are none), if the run had one."""
-    if not run.flags.get("with_prior"):
-        return {}
-    names = run.flags["classes"]["names"]
-    usual = os.path.join(str(run.flags["data_dir"]), f"spatial_prior_{len(names)}.mat")
+def _prior(run: TrainingRun, num_classes: int, size: tuple[int, int]) -> Tensor | None:
+    """The spatial prior (C,H,W) that the run labelled with; None if it had none, or its file is gone."""
+    usual = os.path.join(str(run.flags["data_dir"]), f"spatial_prior_{num_classes}.mat") if run.flags.get("with_prior") else ""
     path = run.flags.get("prior") or usual
-    if not os.path.exists(path):
-        return {}
-    prior = load_prior(path, len(names), (size[1], size[0]))
-    shown = names.index("person") if "person" in names else 0
-    return {f"spatial prior of {names[shown]}": prior[shown]}
+    if not run.flags.get("with_prior") or not os.path.exists(path):
+        return None
+    return torch.from_numpy(load_prior(path, num_classes, (size[1], size[0])))
 
 
 def _at(values: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Of maps (1,h,w) or (1,1,h,w) the first one, at `size` (H,W)."""
+    """A map, the last two dimensions of (1,..,h,w), at `size` (H,W)."""
     planes = values.detach().float().reshape(1, 1, *values.shape[-2:])
     return F.interpolate(planes, size=size, mode="bilinear", align_corners=False)[0, 0].numpy()

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib
 import json
 import re
 import shutil
@@ -29,6 +30,7 @@ from utils.reporting.results import gains, mean
 from utils.reporting.runs import last_snapshot, read_run
 from utils.reporting.tables import number, papers_order
 from utils.reporting.walls import choose
+from utils.run_log import RunLog
 from utils.self_training.thresholds import ClassReport
 from utils.state import save_tensors
 
@@ -464,3 +466,37 @@ def test_a_run_without_weights_or_of_an_unknown_script_shows_nothing(tmp_path, r
     with pytest.raises(ModelError, match=r"source/\*.pth"):
         view_of(run, ["image.png"])
     assert view_of(dataclasses.replace(run, flags={"command": ["train_mine.py"]}), ["image.png"]) is None
+
+
+TRAINED = {
+    "train_adaptsegnet": ("target", "source", 2),
+    "train_clan": ("target", "source", 1),
+    "train_maxsquare": ("target", "source", 2),
+    "train_fada": ("target", "source", 1),
+    "train_cbst": ("training", None, 1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", TRAINED)
+def test_tensorboard_shows_what_the_method_looks_at(script, mini_data, tmp_path, monkeypatch):
+    domain, plain, maps = TRAINED[script]
+    model = "MiniResNet18Twin" if script == "train_clan" else "MiniResNet18"
+    weights = build_model(model, 19)
+    weights.classes = CITYSCAPES.to_json()
+    save_tensors(weights.state_dict(), str(tmp_path / "start_0.pth"), for_originals=True)
+    words = f"--data-dir {mini_data}/GTA5 --source-split train --data-dir-target {mini_data}/Cityscapes --model {model}"
+    words += f" --input-size 96,48 --input-size-target 96,48 --restore-from {tmp_path}/start_0.pth --val-every 0"
+    words += f" --snapshot-dir {tmp_path}/run --save-num-images 1 --num-workers 0 --device cpu --batch-size 2"
+    words += {
+        "train_fada": " --stage adversarial --class-balanced False --num-steps 1 --num-steps-stop 1 --save-pred-every 1",
+        "train_cbst": " --num-rounds 2 --epochs-per-round 1 --mine-port 0",
+        "train_maxsquare": " --target-mode IW_maxsquare --num-steps 1 --num-steps-stop 1 --save-pred-every 1",
+        "train_clan": " --num-steps 1 --num-steps-stop 1 --save-pred-every 1 --preheat-steps 0",
+    }.get(script, " --num-steps 1 --num-steps-stop 1 --save-pred-every 1")
+    shown = {}
+    monkeypatch.setattr(RunLog, "picture", lambda self, step, title, picture: shown.setdefault(title, picture.shape[1]))
+    module = importlib.import_module(script)
+    module.main(module.get_arguments(words.split()))
+    columns = {title: (width + 4) // 100 for title, width in shown.items()}  # pictures of 96 pixels and gaps of 4
+    assert columns[domain] == maps + (2 if plain else 3) and (plain is None or columns[plain] == 3)

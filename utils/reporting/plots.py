@@ -107,7 +107,17 @@ def growth(titles: Sequence[str], labelled: Sequence[float], right: Sequence[flo
     (line,) = axes.plot(places, right, "--", marker="D", markersize=5, color=BEST, label="of these, right")
     _name(line, "of the pseudo-labels, right: " + ", ".join(f"{value:.1f}%" for value in right))
     for place, value in zip(places, right, strict=True):
-        axes.annotate(f"{value:.0f}", (place, value), (7, 5), textcoords="offset points", color=BEST, fontweight="bold")
+        box = {"boxstyle": "round,pad=0.15", "facecolor": PAPER, "edgecolor": "none"}
+        axes.annotate(
+            f"{value:.0f}",
+            (place, value),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            color=BEST,
+            fontweight="bold",
+            bbox=box,
+        )
     axes.set_xticks(list(places), titles)
     axes.set_xlim(-0.6, len(titles) - 0.4)
     axes.set_ylim(0, 112)

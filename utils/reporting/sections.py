@@ -42,10 +42,16 @@ def section(anchor: str, title: str, how: str, *parts: str) -> str:
 def table(head: Sequence[str], lines: Iterable[str], kind: str = "") -> str:
     """A table of cells that are HTML already, which scrolls by itself where the page is narrow."""
     titles = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    wide = " wide" if len(head) > 4 else ""
     return (
-        f'<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{titles}</tr></thead>'
+        f'<div class="scroll{wide}" tabindex="0"><table class="{kind}"><thead><tr>{titles}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def folded(summary: str, content: str) -> str:
+    """What is seen once somebody asks for it."""
+    return f"<details><summary>{text(summary)}</summary>{content}</details>"
 
 
 def bars(results: Results) -> str:
@@ -161,7 +167,6 @@ def wall(results: Results, pictures: Sequence[Picture]) -> str:
         rare = f"with {text(', '.join(picture.rare))}" if picture.rare else ""
         cards.append(f'<div class="card"><h3>An image {rare}</h3><div class="wall">{"".join(figures)}</div></div>')
     more = "".join(cards[OPEN:])
-    folded = f"<details><summary>{len(cards) - OPEN} more images</summary>{more}</details>" if more else ""
     return section(
         "pictures",
         title,
@@ -170,7 +175,7 @@ def wall(results: Results, pictures: Sequence[Picture]) -> str:
         "beside each name. Point at (or touch) a coloured map to read the class.",
         class_key(results.classes),
         *cards[:OPEN],
-        folded,
+        folded(f"{len(cards) - OPEN} more images", more) if more else "",
     )
 
 
@@ -204,7 +209,7 @@ def _class_cell(results: Results, row: Row, name: str) -> str:
     differences = [own - other for own, other in pairs if own is not None and other is not None]
     if base is None or not differences:
         return f'<td title="{text(f"{row.name}, {name}: {shown}%")}">{shown}</td>'
-    gain = mean(differences)
+    gain = round(mean(differences), 1) + 0.0  # + 0.0 turns -0.0 into 0.0
     strength = min(abs(gain) / STRONGEST, 1) * 72
     hover = text(f"{row.name}, {name}: {shown}%, {gain:+.1f} over {base.name}")
     kind = "up" if gain >= 0 else "down"
@@ -222,11 +227,12 @@ def looks(results: Results, found: Mapping[str, View], left_out: Mapping[str, st
             figures = [figure("<b>Image</b>", image(photo(read_picture(path, size)), "target image"))]
             for title, values in maps.items():
                 figures.append(figure(text(title), image(flat(heat(values, *ranges[title])), title), _ramp(*ranges[title])))
-            rows.append(f'<div class="wall">{"".join(figures)}</div>')
+            rows.append(f'<div class="wall few">{"".join(figures)}</div>')
         numbers = _per_class(view, results.classes.names) if view.per_class else ""
         parts.append(
             f'<div class="card"><h3>{text(name)}: {text(view.title)}</h3><p>{text(view.text)} '
-            f"<em>Dark: {text(view.low)}. Light: {text(view.high)}.</em></p>{''.join(rows)}{numbers}</div>"
+            f"<em>Dark: {text(view.low)}. Light: {text(view.high)}.</em></p>"
+            f'<div class="row">{"".join(rows)}</div>{numbers}</div>'
         )
     notes = "".join(f"<li>{text(name)}: {text(why)}</li>" for name, why in left_out.items())
     if notes:
@@ -258,7 +264,7 @@ def _per_class(view: View, names: Sequence[str]) -> str:
     for position, name in enumerate(names):
         cells = "".join(f"<td>{values[position]:.2f}</td>" for values in view.per_class.values())
         lines.append(f'<tr><th scope="row">{text(name)}</th>{cells}</tr>')
-    return f'<div style="margin-top:12px">{table(["class", *map(text, view.per_class)], lines)}</div>'
+    return folded("Class by class", table(["class", *map(text, view.per_class)], lines))
 
 
 def pseudo_labels(results: Results, found: Mapping[str, Sequence[LabelSet]], samples: Mapping[str, str]) -> str:
@@ -276,10 +282,8 @@ def pseudo_labels(results: Results, found: Mapping[str, Sequence[LabelSet]], sam
                 cells = "".join(f"<td>{cell}</td>" for cell in shown)
                 lines.append(f'<tr><th scope="row">{text(each)}</th>{cells}</tr>')
         tables = table(["found, %", *(text(each.title) for each in sets)], lines)
-        body = (
-            f'<div class="row"><figure>{plot}</figure><div>{tables}</div></div><div class="wall">{samples.get(name, "")}</div>'
-        )
-        parts.append(f'<div class="card"><h3>{text(name)}</h3>{body}</div>')
+        right = f'<div><div class="wall few">{samples.get(name, "")}</div>{folded("Class by class", tables)}</div>'
+        parts.append(f'<div class="card"><h3>{text(name)}</h3><div class="row"><figure>{plot}</figure>{right}</div></div>')
     return section(
         "labels",
         title,

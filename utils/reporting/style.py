@@ -41,6 +41,10 @@ figure img+img{margin-top:3px}
 .strip{display:grid;grid-template-columns:repeat(2,1fr);gap:12px}
 @media (min-width:760px){.strip{grid-template-columns:repeat(4,1fr)}}
 .wall+.wall{margin-top:14px}
+.wall.few{grid-template-columns:repeat(auto-fill,minmax(min(29%,150px),1fr));margin:0}
+details>.card{border:1px solid var(--line)}
+@media (max-width:700px){.wide::before{content:"more to the right →";position:sticky;left:0;display:block;
+font-size:.8rem;color:var(--muted);padding-bottom:2px}}
 .about li{margin-bottom:.45em}
 .wall{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(47%,176px),1fr));gap:14px 12px}
 svg{display:block;width:100%;height:auto;max-width:460px}
