@@ -22,10 +22,11 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from scripts.method_views import view_of
 from utils.errors import exit_with_message
 from utils.files import write_json
-from utils.outputs import check_file, check_outside_data, is_json_with
+from utils.outputs import check_file, is_json_with
 from utils.parser import Flags, Parser
 from utils.reporting import collect, parse_results, read_results, write_report
 from utils.reporting.plots import check_matplotlib
+from utils.reporting.report import check_folder
 
 
 def get_arguments(arguments: list[str] | None = None) -> Flags:
@@ -40,7 +41,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
 
 def main(args: Flags) -> str:
     check_matplotlib()
-    check_outside_data("--out", args.out)
+    check_folder(args.out)
     ours = is_json_with("rows")
     if len(args.runs) == 1 and os.path.isfile(args.runs[0]) and ours(args.runs[0]):
         results = read_results(args.runs[0])

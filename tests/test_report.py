@@ -28,7 +28,7 @@ from utils.reporting.glossary import ROWS, about_row
 from utils.reporting.page import LARGEST, TITLES
 from utils.reporting.results import gains, mean
 from utils.reporting.runs import last_snapshot, read_run
-from utils.reporting.tables import number, papers_order
+from utils.reporting.tables import gain_columns, number, papers_order
 from utils.reporting.walls import choose
 from utils.run_log import RunLog
 from utils.self_training.thresholds import ClassReport
@@ -181,6 +181,21 @@ def test_the_latex_table_has_the_papers_order_and_the_smaller_sets(written):
     assert "mIoU$_{13}$" in header and r"A \& <b>" in text
     assert {line.count("&") - line.count(r"\&") for line in text.splitlines() if line.endswith(r"\\")} == {22}
     assert papers_order(["bicycle", "extra", "road"]) == ["road", "bicycle", "extra"]
+
+
+def test_variants_are_held_against_their_own_kind(results):
+    record = json.loads(results.read_text())
+    for name, base in (("source-only, twin", None), ("AdaBN, twin", "source-only, twin"), ("CLAN", "source-only, twin")):
+        record["rows"][name] = record["rows"]["control"] | {"baseline": base, "miou": [len(name), 2 * len(name)]}
+    results.write_text(json.dumps(record))
+    found = read_results(str(results))
+    columns = gain_columns(found, "b")
+    assert list(columns) == ["over source-only", "over AdaBN", "over control"]
+    assert columns["over source-only"]["CLAN"] == (4 - 17, 8 - 34) and columns["over AdaBN"]["CLAN"] == (4 - 11, 8 - 22)
+    assert columns["over control"]["CLAN"] == tuple(
+        own - other for own, other in zip((4, 8), record["rows"]["control"]["miou"], strict=True)
+    )
+    assert "AdaBN, twin" not in columns["over AdaBN"] and found.best().name == "A & <b>"
 
 
 def test_numbers_as_people_read_them():
@@ -344,6 +359,18 @@ def test_nothing_foreign_is_overwritten(runs, tmp_path):
     with pytest.raises(RunError, match="was not written here"):
         make(runs / "source", "--out", tmp_path / "out")
     assert (tmp_path / "out/results.json").read_text() == '{"mine": 1}'
+
+
+def test_a_folder_with_other_files_of_these_names(results, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/tables.md").write_text("mine")
+    for _ in range(2):
+        with pytest.raises(RunError, match="tables.md: exists already and was not written here"):
+            make(results, "--out", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tables.md"]
+    (tmp_path / "out/tables.md").unlink()
+    for _ in range(2):  # over its own report
+        make(results, "--out", tmp_path / "out")
 
 
 def test_without_matplotlib_one_line_says_what_to_do(results, tmp_path, monkeypatch):

@@ -22,6 +22,8 @@ from .walls import choose, class_shares, read_picture, wall
 
 PICTURES = 6  # of the wall
 VIEWED = 2  # images in which we look at what methods look at
+PAGE = "report.html"
+MARK = b"SegAdapt"  # in every page that was written here
 FILES = {"results.csv": csv_text, "tables.md": markdown, "tables.tex": latex}
 
 
@@ -33,22 +35,44 @@ def write_report(results_or_path: Results | str, out: str, viewer: Viewer | None
         viewer: finds out what the method of a run looks at; without one that part is left out.
 
     Raises:
-        RunError: Matplotlib is not installed, or the results are damaged or contradict themselves. Nothing is written then.
+        RunError: Matplotlib is not installed, the results are damaged or contradict themselves, or the folder holds files of
+            these names that were not written here. Nothing is written then.
     """
     check_matplotlib()
+    check_folder(out)
     results = read_results(results_or_path) if isinstance(results_or_path, str) else results_or_path
-    content = {name: write(results) for name, write in FILES.items()}
-    content["report.html"] = page(_material(results, viewer))
+    content = {PAGE: page(_material(results, viewer)), **{name: write(results) for name, write in FILES.items()}}
     os.makedirs(out, exist_ok=True)
     for name, written in content.items():
         write_bytes(os.path.join(out, name), written.encode())
-    return os.path.join(out, "report.html")
+    return os.path.join(out, PAGE)
+
+
+def check_folder(out: str) -> None:
+    """See that a report may be written to a folder: there is one already, or nothing of its files' names.
+
+    Raises:
+        RunError: naming the file that is in the way.
+    """
+    paths = [os.path.join(out, name) for name in (PAGE, *FILES)]
+    there = [path for path in paths if os.path.lexists(path)]
+    if not there or (there[0] == paths[0] and _holds_mark(paths[0])):
+        return
+    raise RunError(f"{there[0]}: exists already and was not written here; choose another folder for the report")
+
+
+def _holds_mark(path: str) -> bool:
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return MARK in file.read(2**20)
 
 
 def _material(results: Results, viewer: Viewer | None) -> Material:
     runs = _runs(results)
-    pictures = wall(results, PICTURES)
-    images = _images(results)
+    candidates = class_shares(results.validation, len(results.classes)) if results.validation else ([], np.empty((0, 0)))
+    pictures = wall(results, candidates, PICTURES)
+    images = [candidates[0][position].image for position in choose(candidates[1], VIEWED)]
     views, left_out = _views(runs, images, viewer)
     label_sets, samples = {}, {}
     for name, run in runs.items():
@@ -64,14 +88,6 @@ def _runs(results: Results) -> dict[str, TrainingRun]:
     """The first run of each row that has one, as far as they are still there."""
     first = {name: next(filter(None, row.runs), None) for name, row in results.rows.items()}
     return {name: read_run(directory) for name, directory in first.items() if directory and is_run(directory)}
-
-
-def _images(results: Results) -> list[str]:
-    """The files of the images that show the rare classes best."""
-    if results.validation is None:
-        return []
-    records, shares = class_shares(results.validation, len(results.classes))
-    return [records[position].image for position in choose(shares, VIEWED)]
 
 
 def _views(

@@ -102,16 +102,35 @@ class Results:
     def rows_of(self, block: str) -> list[Row]:
         return [row for row in self.rows.values() if row.block == block]
 
+    def start(self, row: Row) -> Row:
+        """The unadapted row that a row goes back to, by way of others or not; itself if it started from none."""
+        passed = [row.name]
+        while (before := self.rows[passed[-1]].baseline) is not None and before not in passed:
+            passed.append(before)
+        return self.rows[passed[-1]]
+
+    def variant(self, base: str, row: Row) -> Row:
+        """The baseline `base` of the network of `row`: where that started from `source-only, twin`, it is `<base>, twin` if
+        there is such a row."""
+        name = self.start(row).name
+        return self.rows.get(base + name[len(stem(name)) :], self.rows[base])
+
     def is_reference(self, row: Row) -> bool:
-        """Whether others are held against a row: it is a baseline of its block, saw the target's labels, or started from no
-        row while others did."""
+        """Whether others are held against a row: it is a variant of a baseline of its block, saw the target's labels, or
+        started from no row while others did."""
         has_no_start = row.baseline is None and any(other.baseline for other in self.rows.values())
-        return has_no_start or row.name in self.blocks[row.block].baselines or knows_target_labels(row.name)
+        baselines = {stem(name) for name in self.blocks[row.block].baselines}
+        return has_no_start or stem(row.name) in baselines or knows_target_labels(row.name)
 
     def best(self) -> Row:
         """The row with the highest mean mIoU of those that are no references, or of all if there are no others."""
         methods = [row for row in self.rows.values() if not self.is_reference(row)] or list(self.rows.values())
         return max(methods, key=lambda row: mean(row.miou))
+
+
+def stem(name: str) -> str:
+    """A row's name without its variant: `AdaBN` of `AdaBN, twin`."""
+    return name.split(", ")[0]
 
 
 def mean(values: Sequence[float | None]) -> float:
@@ -275,7 +294,7 @@ def _blocks(record: Mapping[str, Any], rows: Mapping[str, Row], path: str) -> di
     for key in dict.fromkeys(row.block for row in rows.values()):
         entry = described.get(key, {})
         baselines = tuple(name for name in entry.get("baselines", ()) if name in rows)
-        blocks[key] = Block(str(entry.get("title") or ""), baselines)
+        blocks[key] = Block(str(entry.get("title") or ("" if key == ONE_BLOCK else key)), baselines)
     missing = [key for key in described if key not in blocks]
     if missing and len(blocks) == 1 and ONE_BLOCK in blocks:
         raise RunError(f"{path}: block {missing[0]!r} has no rows: they do not say which 'block' they belong to")

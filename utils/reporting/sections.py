@@ -11,7 +11,7 @@ from ..pictures import HEAT, errors, heat
 from . import plots
 from .confusions import confusion_of, shares, worst
 from .embedding import class_map, flat, photo
-from .glossary import TERMS, about_row
+from .glossary import TERMS, about_row, knows_target_labels
 from .pseudo_labels import LabelSet
 from .results import PerSeed, Results, Row, class_iou, gains, mean
 from .runs import Curve, TrainingRun
@@ -103,7 +103,7 @@ def scores(results: Results) -> str:
     return section(
         "table",
         "The numbers",
-        spread + "Gains are points of mIoU, taken seed by seed, over the row that is named: what the method started from, and "
+        spread + "Gains are points of mIoU, taken seed by seed, over the row that is named: the unadapted network, and "
         "baselines that need no method. A star marks the best method.",
         *parts,
     )
@@ -132,8 +132,8 @@ def example(results: Results, picture: Picture) -> str:
     """One image before and after, at the top of the page."""
     tiles = {tile.row.name: tile for tile in picture.tiles}
     best = tiles.get(results.best().name)
-    start = tiles.get(results.best().baseline or "")
-    if best is None or start is None:
+    start = tiles.get(results.start(results.best()).name)
+    if best is None or start is None or best is start:
         return ""
     figures = [
         figure("<b>A target image</b>, as the network gets it", image(photo(picture.image), "target image")),
@@ -192,8 +192,8 @@ def classes(results: Results) -> str:
     return section(
         "classes",
         "Class by class",
-        "The IoU of each class in %, and below it the gain over what the method started from. Blue: better than the start; "
-        "orange with hatching: worse; the stronger the colour, the larger the difference.",
+        "The IoU of each class in %, and below it the gain over the unadapted network. Blue: better than that; orange with "
+        "hatching: worse; the stronger the colour, the larger the difference.",
         table(["", *(text(row.name) for row in rows)], lines, "heat"),
     )
 
@@ -203,11 +203,11 @@ def _class_cell(results: Results, row: Row, name: str) -> str:
     if all(value is None for value in values):
         return f'<td title="{text(name)}: not there">{NONE}</td>'
     shown = f"{mean(values):.1f}"
-    base = results.rows.get(row.baseline or "")
-    before = class_iou(base, name) if base else ()
+    base = results.start(row)
+    before = class_iou(base, name) if base is not row else ()
     pairs = zip(values, before, strict=False)
     differences = [own - other for own, other in pairs if own is not None and other is not None]
-    if base is None or not differences:
+    if not differences:
         return f'<td title="{text(f"{row.name}, {name}: {shown}%")}">{shown}</td>'
     gain = round(mean(differences), 1) + 0.0  # + 0.0 turns -0.0 into 0.0
     strength = min(abs(gain) / STRONGEST, 1) * 72
@@ -354,8 +354,8 @@ def curves(results: Results, runs: Mapping[str, TrainingRun]) -> str:
     title = "Learning curves"
     figures = []
     groups = {
-        "training on labels": {name: run for name, run in runs.items() if results.rows[name].baseline is None},
-        "adaptation": {name: run for name, run in runs.items() if results.rows[name].baseline is not None},
+        "training from scratch": {name: run for name, run in runs.items() if _is_from_scratch(results.rows[name])},
+        "adaptation": {name: run for name, run in runs.items() if not _is_from_scratch(results.rows[name])},
     }
     for group, members in groups.items():
         for metric, (what, unit, smooth) in METRICS.items():
@@ -377,6 +377,10 @@ def curves(results: Results, runs: Mapping[str, TrainingRun]) -> str:
     )
 
 
+def _is_from_scratch(row: Row) -> bool:
+    return row.baseline is None or knows_target_labels(row.name)
+
+
 def terms(results: Results, files: Sequence[str]) -> str:
     """The words of the field, and how the report was made."""
     entries = "".join(f"<div><dt>{text(word)}</dt><dd>{text(meaning)}</dd></div>" for word, meaning in TERMS.items())
@@ -388,7 +392,7 @@ def terms(results: Results, files: Sequence[str]) -> str:
 
 
 def headline_gain(results: Results) -> tuple[Row | None, Row, float | None]:
-    """What the best method started from, the best method, and its gain in points."""
+    """The unadapted row of the best method, if there is one, the best method, and its gain in points."""
     best = results.best()
-    start = results.rows.get(best.baseline or "")
-    return start, best, mean(gains(best, start)) if start else None
+    start = results.start(best)
+    return (None, best, None) if start is best else (start, best, mean(gains(best, start)))

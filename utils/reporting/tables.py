@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dataset.catalogue import CITYSCAPES
 
-from .results import PerSeed, Results, class_iou, deviation, gains, mean, reported_subsets, subset_miou
+from .results import PerSeed, Results, class_iou, deviation, gains, mean, reported_subsets, stem, subset_miou
 
 # As the papers' tables shorten the names of the classes.
 SHORT = {
@@ -42,17 +42,15 @@ def number(values: PerSeed, signed: bool = False, plus_minus: str = "±", digits
 
 
 def gain_columns(results: Results, block: str) -> dict[str, dict[str, PerSeed]]:
-    """The columns of gains of a block: {title: {row: gains}}, over what each row started from and over the baselines."""
-    rows, baselines = results.rows_of(block), results.blocks[block].baselines
-    starts = {row.name: row.baseline for row in rows if row.baseline and row.baseline not in baselines}
-    one = len(set(starts.values())) == 1
-    title = f"over {next(iter(starts.values()))}" if one else "over its start"
-    columns = (
-        {title: {name: gains(results.rows[name], results.rows[start]) for name, start in starts.items()}} if starts else {}
-    )
-    for base in baselines:
+    """The columns of gains of a block: {title: {row: gains}}, over the unadapted network and over the baselines."""
+    rows = results.rows_of(block)
+    starts = {row.name: results.start(row) for row in rows if row.baseline}
+    kinds = {stem(start.name) for start in starts.values()}
+    title = f"over {next(iter(kinds))}" if len(kinds) == 1 else "over its start"
+    columns = {title: {name: gains(results.rows[name], start) for name, start in starts.items()}} if starts else {}
+    for base in results.blocks[block].baselines:
         held = [row for row in rows if not results.is_reference(row)]
-        columns[f"over {base}"] = {row.name: gains(row, results.rows[base]) for row in held}
+        columns[f"over {stem(base)}"] = {row.name: gains(row, results.variant(base, row)) for row in held}
     return columns
 
 

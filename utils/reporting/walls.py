@@ -76,16 +76,19 @@ def rarest(shares: np.ndarray, position: int, names: Sequence[str], count: int =
     return tuple(names[c] for c in seen[:count])
 
 
-def wall(results: Results, count: int) -> list[Picture]:
-    """The chosen images with the first predictions of each row; rows whose predictions are not there have no tile."""
+def wall(results: Results, candidates: tuple[list[Record], np.ndarray], count: int) -> list[Picture]:
+    """The chosen images with the first predictions of each row; rows whose predictions are not there have no tile.
+
+    Args:
+        candidates: of `class_shares`.
+    """
     if results.validation is None:
         return []
     folders = {row: next(filter(None, row.predictions), None) for row in results.rows.values()}
     rows = [row for row, folder in folders.items() if folder]
     if not rows:
         return []
-    records, shares = class_shares(results.validation, len(results.classes))
-    pictures = []
+    (records, shares), pictures = candidates, []
     for position in choose(shares, count):
         truth = results.validation.truth(records[position])
         tiles = [_tile(row, records[position], truth) for row in rows]
