@@ -57,6 +57,8 @@ def choose(shares: np.ndarray, count: int) -> list[int]:
     Args:
         shares: (N,C) of each image's pixels.
     """
+    if len(shares) == 0:
+        return []
     mean = shares.mean(0)
     worth = np.where(mean > 0, 1 / np.sqrt(np.maximum(mean, 1e-9)), 0)
     shown = np.zeros(shares.shape[1])
