@@ -248,13 +248,16 @@ def test_damaged_results(text, tmp_path):
 def runs(tmp_path, results):
     """Two run directories of one method with seeds 0 and 1, and the one that they started from."""
     scores = json.loads(results.read_text())["rows"]["AdaBN"]
+    shutil.copytree(results.parent / "images", tmp_path / "cityscapes/leftImg8bit/val")
+    shutil.copytree(results.parent / "labels", tmp_path / "cityscapes/gtFine/val")
     for position, (name, seed) in enumerate((("source", 0), ("method_seed0", 0), ("method_seed1", 1))):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
-        flags = {"random_seed": seed, "source": "gta5", "target": "cityscapes", "data_dir_target": str(tmp_path / "nowhere")}
+        flags = {"random_seed": seed, "source": "gta5", "target": "cityscapes", "data_dir_target": str(tmp_path / "cityscapes")}
         flags |= {"command": ["train_clan.py"], "learning_rate": 0.5 if position else 0.1, "snapshot_dir": str(folder)}
         flags |= {"restore_from": str(tmp_path / "runs/source/GTA5_20.pth") if position else "none"}
         (folder / "args.json").write_text(json.dumps(flags))
+        shutil.copytree(results.parent / f"predictions{position}", folder / "predictions")
         lines = [{"step": step, "loss_seg": 1 / (step + 1), "seconds": 2.5, "peak_memory_gb": 0.5} for step in (9, 19)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 29, "lo')
         figures = {
@@ -281,7 +284,8 @@ def test_run_directories_become_rows(runs, tmp_path, capsys):
     assert (record["source"], record["target"]) == ("GTA5", "Cityscapes")
     assert "report.html" in capsys.readouterr().out
     page = (tmp_path / "out/report.html").read_text()
-    assert "Learning curves" in page and "Left out" in page  # there are no pictures
+    assert "prediction of method" in page and "Which classes are taken for which" in page
+    assert "method: " in page and "no such file" in page  # no weights, so nothing to look at
     make(tmp_path / "out/results.json", "--out", tmp_path / "again")
     assert (tmp_path / "again/tables.md").read_text() == (tmp_path / "out/tables.md").read_text()
 

@@ -211,7 +211,7 @@ def _row(group: Sequence[Entry], seeds: Sequence[int] | None, root: str) -> dict
 def _start(name: str, groups: Mapping[str, list[Entry]]) -> str | None:
     """The row from whose directory the weights came that a row started from."""
     run = groups[name][0].run
-    weights = os.path.abspath(str(run.flags.get("restore_from") or "")) if run else ""
+    weights = os.path.abspath(run.start) if run and run.start else ""
     for other, group in groups.items():
         places = [os.path.abspath(entry.run.directory) + os.sep for entry in group if entry.run]
         if other != name and any(weights.startswith(place) for place in places):

@@ -307,8 +307,9 @@ def _validation(record: Mapping[str, Any], classes: ClassSet, root: str) -> Vali
     if not isinstance(entry, dict):
         return None
     if entry.get("root"):
-        return known_validation(str(entry.get("dataset")), os.path.join(root, entry["root"]), entry.get("part"), classes)
-    images, labels = (os.path.join(root, str(entry.get(key) or "")) for key in ("images", "labels"))
+        place = os.path.normpath(os.path.join(root, entry["root"]))  # the folder of results.json need not be there yet
+        return known_validation(str(entry.get("dataset")), place, entry.get("part"), classes)
+    images, labels = (os.path.normpath(os.path.join(root, str(entry.get(key) or ""))) for key in ("images", "labels"))
     if not entry.get("images") or not entry.get("labels") or not os.path.isdir(images) or not os.path.isdir(labels):
         return None
     records = [found for name in _pictures(images) if (found := _record(images, labels, name))]

@@ -21,6 +21,7 @@ class TrainingRun:
     Attributes:
         parts: directories with an `args.json`, in the order in which they were trained.
         flags: of the last part; besides the flags, its notes (`command`, `classes`, ...).
+        start: the weights that the first part started from, "" if it says none.
         curves: {metric: curve} over the steps of all parts.
         seconds: of training, without validation; None where an older run did not note them.
         peak_memory_gb: the most of all parts, None if nothing was logged.
@@ -29,6 +30,7 @@ class TrainingRun:
     directory: str
     parts: tuple[str, ...]
     flags: Mapping[str, Any]
+    start: str
     curves: Mapping[str, Curve]
     seconds: float | None
     peak_memory_gb: float | None
@@ -58,7 +60,13 @@ def read_run(directory: str) -> TrainingRun:
     noted = [line["seconds"] for log in logs for line in log if _is_number(line.get("seconds"))]
     memory = [line["peak_memory_gb"] for log in logs for line in log if _is_number(line.get("peak_memory_gb"))]
     return TrainingRun(
-        directory, tuple(parts), flags[-1], _curves(logs), sum(noted) if noted else None, max(memory, default=None)
+        directory=directory,
+        parts=tuple(parts),
+        flags=flags[-1],
+        start=str(flags[0].get("restore_from") or ""),
+        curves=_curves(logs),
+        seconds=sum(noted) if noted else None,
+        peak_memory_gb=max(memory, default=None),
     )
 
 
