@@ -123,8 +123,10 @@ class Results:
         return has_no_start or stem(row.name) in baselines or knows_target_labels(row.name)
 
     def best(self) -> Row:
-        """The row with the highest mean mIoU of those that are no references, or of all if there are no others."""
-        methods = [row for row in self.rows.values() if not self.is_reference(row)] or list(self.rows.values())
+        """The row with the highest mean mIoU of those that are no references (or of all if there are no others), in the first
+        block that has such rows."""
+        found = [[row for row in self.rows_of(key) if not self.is_reference(row)] for key in self.blocks]
+        methods = next(filter(None, found), list(self.rows.values()))
         return max(methods, key=lambda row: mean(row.miou))
 
 

@@ -13,7 +13,7 @@ from .confusions import confusion_of, shares, worst
 from .embedding import class_map, flat, photo
 from .glossary import TERMS, about_row, knows_target_labels
 from .pseudo_labels import LabelSet
-from .results import PerSeed, Results, Row, class_iou, gains, mean
+from .results import Block, PerSeed, Results, Row, class_iou, gains, mean, stem
 from .runs import Curve, TrainingRun
 from .tables import NONE, gain_columns, number, papers_order, seconds, short
 from .views import View
@@ -56,25 +56,33 @@ def folded(summary: str, content: str) -> str:
 
 def bars(results: Results) -> str:
     """The headline: bars for each block."""
-    parts = []
+    parts, explained = [], set()
     for key, block in results.blocks.items():
-        title = f"<h3>{text(block.title)}</h3>" if block.title else ""
-        entries = [(row, row.about or about_row(row.name)) for row in results.rows_of(key)]
-        known = "".join(f"<li><b>{text(row.name)}</b>: {text(about)}.</li>" for row, about in entries if about)
-        parts.append(f'<figure>{title}{plots.bars(results, key)}</figure><ul class="plain about">{known}</ul>')
+        entries = []
+        for row in results.rows_of(key):
+            about = row.about or about_row(row.name)
+            if about and stem(row.name) not in explained:
+                entries.append(f"<li><b>{text(row.name)}</b>: {text(about)}.</li>")
+                explained.add(stem(row.name))
+        plot = f"<figure>{heading(block)}{plots.bars(results, key)}</figure>"
+        parts.append(f'<div class="row">{plot}<ul class="plain about">{"".join(entries)}</ul></div>')
     return section(
         "scores",
         "How good is each method?",
         "Longer is better. Hatched grey bars are what the methods are held against; blue bars are the methods. Each dot is one "
         "training with another seed, so close dots mean a stable result. The dashed line marks the first hatched bar.",
-        f'<div class="row">{"".join(parts)}</div>',
+        *parts,
     )
+
+
+def heading(block: Block) -> str:
+    return f"<h3>{text(block.title[:1].upper() + block.title[1:])}</h3>" if block.title else ""
 
 
 def gain_cell(values: PerSeed) -> str:
     if not values or all(value is None for value in values):
         return f"<td>{NONE}</td>"
-    kind = "gain" if mean(values) >= 0 else "loss"
+    kind = "gain" if round(mean(values), 1) >= 0 else "loss"
     return f'<td class="{kind}">{text(number(values, signed=True))}</td>'
 
 
@@ -96,8 +104,7 @@ def scores(results: Results) -> str:
             ]
             kind = ' class="best"' if row.name == best else ""
             lines.append(f'<tr{kind}><th scope="row">{text(row.name)}</th>{"".join(cells)}</tr>')
-        title = f"<h3>{text(block.title)}</h3>" if block.title else ""
-        parts.append(f'<div style="margin-top:12px">{title}{table(head, lines)}</div>')
+        parts.append(f'<div style="margin-top:12px">{heading(block)}{table(head, lines)}</div>')
     several = len(results.seeds) > 1
     spread = f"Mean ± standard deviation over {len(results.seeds)} seeds. " if several else "One seed: no spread is known. "
     return section(
