@@ -67,10 +67,11 @@ def bars(results: Results, block: str) -> str:
     return _svg(figure, f"Bars: mIoU of {', '.join(row.name for row in rows)}")
 
 
-def curves(by_row: Mapping[str, Curve], title: str, unit: str, smooth: int = 1) -> str:
-    """Curves over the steps of training, one for each row."""
+def curves(by_row: Mapping[str, Curve], rows: Sequence[str], title: str, unit: str, smooth: int = 1) -> str:
+    """Curves over the steps of training, one for each row; `rows` are all there are, so that each looks the same everywhere."""
     figure, axes = _figure(3.1)
-    for number, (name, curve) in enumerate(by_row.items()):
+    for name, curve in by_row.items():
+        number = rows.index(name)
         steps, values = (np.array(column, np.float64) for column in zip(*curve, strict=True))
         values = _running_mean(values, smooth)
         (drawn,) = axes.plot(

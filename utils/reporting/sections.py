@@ -371,7 +371,7 @@ def curves(results: Results, runs: Mapping[str, TrainingRun]) -> str:
                 if len(run.curves.get(metric, ())) > 1:
                     by_row[name] = list(run.curves[metric])
             if by_row:
-                drawn = plots.curves(by_row, f"{what}, {group}", unit, smooth)
+                drawn = plots.curves(by_row, list(results.rows), f"{what}, {group}", unit, smooth)
                 figures.append(f"<figure><h3>{text(what)}: {group}</h3>{drawn}</figure>")
     if not figures:
         return section("curves", title, "Left out: none of the rows has a run directory with a log.")
