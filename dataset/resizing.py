@@ -5,6 +5,7 @@ MXNet CBST with Pillow by a rule of its own; their numbers depend on it, so ther
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import overload
 
 import numpy as np
@@ -93,11 +94,8 @@ def pillow_filter(size: Sequence[int], new_size: Sequence[int]) -> Image.Resampl
     return Image.Resampling.BILINEAR
 
 
-def resize_planes(planes: Tensor, size: Sequence[int]) -> Tensor:
-    """(1,C,h,w) floats to (1,C,H,W), each plane as Pillow resizes it; Lanczos, which PyTorch lacks, is Pillow itself."""
-    kind = pillow_filter(planes.shape[-2:], size)
-    if kind == Image.Resampling.LANCZOS:
-        resized = [np.array(Image.fromarray(plane).resize((size[1], size[0]), kind)) for plane in planes[0].cpu().numpy()]
-        return torch.from_numpy(np.stack(resized))[None].to(planes)
-    mode = "bicubic" if kind == Image.Resampling.BICUBIC else "bilinear"
-    return F.interpolate(planes, size=tuple(size), mode=mode, antialias=True, align_corners=False)
+@lru_cache(8)
+def pillow_weights(length: int, new_length: int, kind: Image.Resampling) -> Tensor:
+    """(new_length, length) float64: Pillow's filter along one axis, as a matrix. Its way with floats is linear."""
+    identity = Image.fromarray(np.eye(length, dtype=np.float32))
+    return torch.from_numpy(np.array(identity.resize((length, new_length), kind))).double()

@@ -34,7 +34,7 @@ from utils.self_training.label_folders import LabelFolder, left_over
 from utils.self_training.labelling import report_classes, select, soft_labels
 from utils.self_training.protocols import CRST, MXNET
 from utils.self_training.score_maps import FullSizeLogits, ScoreMaps, check_disk, load_maps, save_maps
-from utils.self_training.thresholds import ConfidenceHistograms, class_thresholds, global_threshold
+from utils.self_training.thresholds import ConfidenceHistograms, class_thresholds, global_threshold, most_likely
 from utils.self_training.training_set import one_hot, source_subset
 from utils.state import StateError
 
@@ -142,7 +142,7 @@ def test_crst_thresholds_and_labels(run, crst_scores, golden, tmp_path):
     portion, _, every, mine_port, _ = recorded[f"{run}_params"]
     histograms = ConfidenceHistograms(19, int(every))
     for image in torch.from_numpy(recorded["prob"]).permute(0, 3, 1, 2):
-        histograms.add(image)
+        histograms.add(*most_likely([image]))
     np.testing.assert_array_equal(histograms.sizes(), recorded[f"{run}_conf_len"])
     np.testing.assert_array_equal(histograms.pixels, recorded[f"{run}_pred_cls_num"])
     thresholds = class_thresholds(histograms, portion)
@@ -153,7 +153,7 @@ def test_crst_thresholds_and_labels(run, crst_scores, golden, tmp_path):
     # The whole way, with maps from the disk: thresholds within 1e-4, labels but for pixels on the threshold.
     histograms = ConfidenceHistograms(19, int(every))
     for image in scores:
-        histograms.add(image)
+        histograms.add(*most_likely([image]))
     thresholds = class_thresholds(histograms, portion)
     np.testing.assert_allclose(thresholds, recorded[f"{run}_cls_thresh"], atol=1e-4)
     ours = np.stack([to_label_ids(select(image, thresholds)) for image in scores])
@@ -194,7 +194,7 @@ def test_cbst_thresholds_and_labels(file, run, golden):
     classes = maps.shape[1]
     histograms = ConfidenceHistograms(classes)
     for image in torch.from_numpy(maps):
-        histograms.add(image)
+        histograms.add(*most_likely([image]))
     policy = run.split("_")[0]
     args = SimpleNamespace(kc_policy=policy, mine_thresh=float(recorded[f"{run}_mine_thresh"]), mine_id_number=3)
     report = report_classes(args, MXNET, float(recorded[f"{run}_port"]), histograms)
@@ -217,7 +217,7 @@ def test_thresholds_of_many_samples_are_within_1e_4():
     memory = histograms.counts.numel()
     for _ in range(20):
         scores = F.softmax(torch.randn(3, 300, 400, generator=generator) * 3, dim=0)
-        histograms.add(scores)
+        histograms.add(*most_likely([scores]))
         confidence, predicted = scores.max(0)
         for c in range(3):
             samples[c].append(confidence[predicted == c])

@@ -1,13 +1,18 @@
 """How the MXNet CBST predicts: images fitted to a longer side, probabilities at 1/8 of the input, bicubic interpolation."""
 
 import random
+from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset.resizing import resize_picture, resize_planes
+from dataset.resizing import pillow_filter, pillow_weights, resize_picture
 from model.segmenter import Segmenter
+
+from .interpolation import bands, product
 
 
 class FitLongerSide:
@@ -58,12 +63,32 @@ class CoarseProbabilities:
             probability = 0.5 * (probability + F.softmax(model(padded.flip(-1))[-1].float(), dim=1).flip(-1))
         return probability
 
+    def bands(self, maps: Tensor, size: tuple[int, int], shape: tuple[int, int]) -> Iterator[Tensor]:
+        """Maps to scores (C,rows,W) at `size` (H,W), from top to bottom.
+
+        Args:
+            shape: (h,w) of the resized image, without the padding.
+        """
+        rows, columns = _weights(tuple(maps.shape[-2:]), 8 // self.steps, shape, size)
+        return bands(product(maps[0], columns.T.to(maps.device, non_blocking=True)), rows)
+
     def scores(self, maps: Tensor, size: tuple[int, int], shape: tuple[int, int]) -> Tensor:
-        """Maps to scores (C,H,W) at `size` (H,W); `shape` (h,w) is the resized image's, without the padding."""
-        fine = tuple(8 // self.steps * side for side in maps.shape[-2:])
-        planes = resize_planes(maps, fine)[..., : shape[0], : shape[1]]
+        """All of `bands`: (C,H,W)."""
+        return torch.cat(list(self.bands(maps, size, shape)), dim=1)
+
+
+@lru_cache(8)
+def _weights(map_size: tuple[int, int], stride: int, shape: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """What interpolates a map's rows, (H,h), and its columns, (W,w): to the padded image, cut to `shape`, then to `size`."""
+    kind = pillow_filter(shape, size)
+    both = []
+    for length, cut, new_length in zip(map_size, shape, size, strict=True):
+        weights = pillow_weights(length, stride * length, Image.Resampling.BICUBIC)[:cut]
         # Only the heights are compared, as in the original.
-        return (planes if shape[0] == size[0] else resize_planes(planes, size))[0]
+        if shape[0] != size[0]:
+            weights = pillow_weights(cut, new_length, kind) @ weights
+        both.append(weights.float())
+    return both[0], both[1]
 
 
 def predict_coarsely(model: Segmenter, images: Tensor, size: tuple[int, int], flip: bool = False, steps: int = 1) -> Tensor:

@@ -5,7 +5,6 @@ import argparse
 import os
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,7 +23,7 @@ from .label_folders import LabelFolder, left_over, progress
 from .prior import SpatialPrior
 from .protocols import Protocol
 from .score_maps import ScoreMaps
-from .thresholds import POLICIES, ClassReport, ConfidenceHistograms
+from .thresholds import POLICIES, ClassReport, ConfidenceHistograms, most_likely
 
 
 def select(scores: Tensor, thresholds: Tensor, alpha: float | None = None) -> Tensor:
@@ -92,7 +91,7 @@ def label_target(
     if not os.path.exists(found):
         histograms = ConfidenceHistograms(len(classes), args.ds_rate, device)
         for record in progress(images.records[distributed.rank() :: distributed.world_size()], "confidence"):
-            histograms.add(maps.scores(record))
+            histograms.add(*most_likely(maps.bands(record)))
         report = report_classes(args, protocol, portion, histograms.reduce())
         if distributed.is_main():
             report.write(found)
@@ -105,7 +104,8 @@ def label_target(
         write_maps(lambda record: labels.has(record) or maps.has(record))
     thresholds, alpha = torch.tensor(report.thresholds, device=device), args.lr_weight_ent or None
     for record in progress(unlabelled[distributed.rank() :: distributed.world_size()], "labels"):
-        labels.write(record.name, np.asarray(select(maps.scores(record), thresholds, alpha).cpu()))
+        label = torch.cat([select(scores, thresholds, alpha) for scores in maps.bands(record)])
+        labels.write(record.name, label.cpu().numpy())
     distributed.wait_for_all()
     return report
 

@@ -8,7 +8,7 @@ full-resolution decision is computed from it again.
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from .. import distributed
 from ..coarse_prediction import CoarseProbabilities
 from ..errors import RunError
 from ..files import make_parent, replacing
+from ..interpolation import bands, logit_weights
 from ..run import NotFiniteError
 from .label_folders import progress
 from .prior import SpatialPrior
@@ -43,10 +44,17 @@ class FullSizeLogits:
         logits = torch.cat([model(each)[-1].float() for each in both])
         return logits - logits.amax(1, keepdim=True)  # changes no probability, and makes the rounding on disk finer
 
+    def bands(self, maps: Tensor, size: tuple[int, int], shape: tuple[int, int] | None = None) -> Iterator[Tensor]:
+        """Maps to probabilities (C,rows,W) at `size` (H,W), from top to bottom."""
+        columns = upsample(maps, (maps.shape[-2], size[1]))
+        columns[1:] = columns[1:].flip(-1)
+        for logits in bands(columns, logit_weights(maps.shape[-2], size[0])):
+            first, *mirrored = (F.softmax(each, dim=0) for each in logits)
+            yield (first + mirrored[0]) / 2 if mirrored else first
+
     def scores(self, maps: Tensor, size: tuple[int, int], shape: tuple[int, int] | None = None) -> Tensor:
-        """Maps to probabilities (C,H,W) at `size` (H,W)."""
-        both = [F.softmax(upsample(logits, size), dim=1)[0] for logits in maps[:, None]]
-        return both[0] if len(both) == 1 else (both[0] + both[1].flip(-1)) / 2
+        """All of `bands`: (C,H,W)."""
+        return torch.cat(list(self.bands(maps, size, shape)), dim=1)
 
 
 Predictor = FullSizeLogits | CoarseProbabilities
@@ -96,16 +104,22 @@ class ScoreMaps:
             save_maps(self.path(batch["name"][0]), maps, batch["image"].shape[-2:])
         distributed.wait_for_all()
 
-    def scores(self, record: Record) -> Tensor:
-        """An image's scores (C,H,W) at its own size, with the prior.
+    def bands(self, record: Record) -> Iterator[Tensor]:
+        """An image's scores at its own size with the prior, (C,rows,W) from top to bottom.
 
         Raises:
             RunError: the file is damaged; the message names it.
         """
         maps, shape = load_maps(self.path(record.name))
         width, height = image_size(record.image)
-        scores = self.predictor.scores(maps.to(self.device), (height, width), shape)
-        return scores if self.prior is None else scores * self.prior.at((height, width))
+        bottom = 0
+        for scores in self.predictor.bands(maps.to(self.device), (height, width), shape):
+            top, bottom = bottom, bottom + scores.shape[1]
+            yield scores if self.prior is None else scores * self.prior.at((height, width))[:, top:bottom]
+
+    def scores(self, record: Record) -> Tensor:
+        """All of `bands`: (C,H,W)."""
+        return torch.cat(list(self.bands(record)), dim=1)
 
 
 def save_maps(path: str | os.PathLike[str], maps: Tensor, shape: tuple[int, int]) -> None:

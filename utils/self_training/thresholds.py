@@ -6,6 +6,7 @@ class c is kept.
 
 import dataclasses
 import json
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -37,15 +38,24 @@ class ConfidenceHistograms:
         self.smallest = torch.full((num_classes, BINS), torch.inf, device=device)
         self.pixels = torch.zeros(num_classes, dtype=torch.int64, device=device)
 
-    def add(self, scores: Tensor) -> None:
-        """Count an image's scores (C,H,W), probabilities or their product with a prior."""
-        confidence, predicted = scores.max(0)
-        self.pixels += torch.bincount(predicted.flatten(), minlength=len(self.counts))
-        for c in predicted.unique().tolist():
-            values = confidence[predicted == c][:: self.every].float().contiguous()
-            bins = ((values.view(torch.int32) >> SHIFT) - FIRST_BIN).clamp(0, BINS - 1).long()
-            self.counts[c] += torch.bincount(bins, minlength=BINS)
-            self.smallest[c].scatter_reduce_(0, bins, values, "amin")
+    def add(self, confidence: Tensor, predicted: Tensor) -> None:
+        """Count an image.
+
+        Args:
+            confidence: (H,W) float32, the highest of a pixel's scores: probabilities, or their product with a prior.
+            predicted: (H,W) uint8, the class that has it.
+        """
+        ordered, pixels = predicted.flatten().sort(stable=True)
+        sizes = torch.bincount(ordered, minlength=len(self.pixels))
+        self.pixels += sizes
+        first = sizes.cumsum(0) - sizes
+        place = torch.arange(len(ordered), device=ordered.device) - first.repeat_interleave(sizes, output_size=len(ordered))
+        chosen = place % self.every == 0
+        values = confidence.flatten()[pixels[chosen]]
+        bins = ((values.view(torch.int32) >> SHIFT) - FIRST_BIN).clamp(0, BINS - 1)
+        cells = ordered[chosen].long() * BINS + bins
+        self.counts.view(-1).scatter_add_(0, cells, torch.ones_like(cells))
+        self.smallest.view(-1).scatter_reduce_(0, cells, values, "amin")
 
     def reduce(self) -> "ConfidenceHistograms":
         """The sum over all processes."""
@@ -63,6 +73,12 @@ class ConfidenceHistograms:
         counts, smallest = (self.counts[c], self.smallest[c]) if c is not None else (self.counts.sum(0), self.smallest.amin(0))
         from_top = counts.flip(0).cumsum(0)
         return smallest.flip(0)[int((from_top < k).sum())].item()
+
+
+def most_likely(bands: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """The highest of a pixel's scores (H,W) and the class that has it, (H,W) uint8, from bands of scores (C,rows,W)."""
+    confidences, predicted = zip(*(scores.max(0) for scores in bands), strict=True)
+    return torch.cat(confidences), torch.cat([classes.to(torch.uint8) for classes in predicted])
 
 
 def class_thresholds(histograms: ConfidenceHistograms, portion: float, zeros: int = 0) -> Tensor:
