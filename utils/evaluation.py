@@ -15,6 +15,7 @@ from model import upsample
 from model.segmenter import Segmenter
 
 from .confusion import ConfusionMatrix
+from .decision import highest
 
 
 def predict(
@@ -73,7 +74,7 @@ def predictions(
         size = batch["label"].shape[1:] if "label" in batch else image_size(batch["path"][0])[::-1]
         with autocast():
             scores = predict(model, batch["image"].to(device, non_blocking=True), size, **options)
-        yield batch, scores.argmax(1).to(torch.uint8)
+        yield batch, highest(scores)[1]
 
 
 def evaluate(

@@ -16,6 +16,7 @@ from dataset.segmentation import SegmentationDataset
 from model.segmenter import Segmenter
 
 from .. import distributed
+from ..decision import highest
 from ..device import autocast
 from ..evaluation import predictions
 from ..files import sweep_below
@@ -32,9 +33,9 @@ def select(scores: Tensor, thresholds: Tensor, alpha: float | None = None) -> Te
     With `alpha` (LRENT) a pixel is kept where sum_c (p_c / t_c)^(1/alpha) exceeds 1.
     """
     ratio = scores / thresholds.to(scores)[:, None, None]
-    best, label = ratio.max(0)
+    best, label = highest(ratio)
     kept = best >= 1 if alpha is None else (ratio ** (1 / alpha)).sum(0) > 1
-    return label.where(kept, label.new_tensor(IGNORED)).to(torch.uint8)
+    return label.where(kept, IGNORED)
 
 
 def soft_labels(scores: Tensor, thresholds: Tensor, alpha: float) -> Tensor:

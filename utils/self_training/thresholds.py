@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ..decision import highest
 from ..distributed import sum_across_processes, world_size
 from ..files import write_json
 
@@ -77,8 +78,8 @@ class ConfidenceHistograms:
 
 def most_likely(bands: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """The highest of a pixel's scores (H,W) and the class that has it, (H,W) uint8, from bands of scores (C,rows,W)."""
-    confidences, predicted = zip(*(scores.max(0) for scores in bands), strict=True)
-    return torch.cat(confidences), torch.cat([classes.to(torch.uint8) for classes in predicted])
+    confidences, predicted = zip(*map(highest, bands), strict=True)
+    return torch.cat(confidences), torch.cat(predicted)
 
 
 def class_thresholds(histograms: ConfidenceHistograms, portion: float, zeros: int = 0) -> Tensor:
