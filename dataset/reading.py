@@ -23,10 +23,21 @@ GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
 TITLES = {GREY: "grey", RGB: "RGB", PALETTE: "palette", GREY_ALPHA: "grey and alpha (2 channels)", RGB_ALPHA: "RGBA"}
 # Pillow's modes of grey images with more than 8 bits, which its conversion to RGB would cut off at 255.
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+# In bytes: more than one map or picture in memory, and less than the 32 MB up to which glibc's threshold grows.
+LARGE_BLOCK = 24 * 2**20
 
 
 class ReadError(DataError, OSError):
     """A file cannot be decoded, or is not what it should be."""
+
+
+def keep_freed_memory() -> None:
+    """Let this process read image after image into the same memory.
+
+    glibc gives every block above a threshold back to the system and asks for new pages the next time, which takes longer than
+    anything else done to a label map. The threshold follows the largest block freed so far.
+    """
+    np.empty(LARGE_BLOCK, np.uint8)  # freed at once, and never touched
 
 
 def read_image(path: str) -> "Tensor":

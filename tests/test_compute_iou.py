@@ -12,7 +12,7 @@ import torch
 from conftest import GOLDEN, ROOT
 from PIL import Image
 
-from compute_iou import PredictionError, compute_iou, find_pairs, get_arguments, main, note_unscored
+from compute_iou import PredictionError, compute_iou, count_raw, find_pairs, get_arguments, main, note_unscored
 from dataset.catalogue import CITYSCAPES, CROSSCITY_13, LABEL_IDS, SYNTHIA_16, ClassSet, class_set, label_table
 from utils.confusion import ConfusionMatrix
 from utils.iou import OTHERS_REMOVED, SUBSET_OF_MATRIX, iou_per_class, iou_scores, iou_table, mean_iou
@@ -255,6 +255,17 @@ def test_confusion_matrix_counts_every_pixel_once(dtype):
     confusion.add(label, prediction)
     confusion.add(label, prediction)
     np.testing.assert_array_equal(confusion.matrix.numpy(), 2 * expected)
+
+
+@pytest.mark.parametrize("ids", (1, 2, 256))
+@pytest.mark.parametrize("shape", ((1, 1), (1, 7), (40, 30)))
+def test_runs_count_as_their_pixels_do(ids, shape):
+    """Long runs, short ones, and ids up to 255."""
+    rng = np.random.default_rng(0)
+    label, prediction = (rng.integers(256 - ids, 256, shape).astype(np.uint8) for _ in range(2))
+    expected = np.zeros((256, 256), np.int64)
+    np.add.at(expected, (label, prediction), 1)
+    np.testing.assert_array_equal(count_raw(label, prediction), expected)
 
 
 def test_no_class_at_all(folders, capsys):
