@@ -27,7 +27,7 @@ import numpy as np
 from dataset.catalogue import CITYSCAPES, LABEL_IDS, ClassSet, class_set, label_table, read_classes
 from dataset.errors import DataError, MissingDataError
 from dataset.reading import keep_freed_memory, read_label
-from utils.iou import iou_scores, iou_table, mean_iou, percent, write_results
+from utils.iou import count_pairs, iou_scores, iou_table, mean_iou, percent, write_results
 from utils.outputs import check_file, is_json_of_scores, is_table_of_scores
 from utils.parser import Parser, positive
 
@@ -223,21 +223,8 @@ def count_pair(label_path: str, prediction_path: str, raw_to_train: np.ndarray, 
     if prediction.max() >= num_classes:
         raise PredictionError(f"{prediction_path}: {_what_is_wrong(int(prediction.max()), num_classes)}")
     matrix = np.zeros((256, num_classes), np.int64)
-    np.add.at(matrix, raw_to_train, count_raw(label, prediction)[:, :num_classes])
+    np.add.at(matrix, raw_to_train, count_pairs(label, prediction)[:, :num_classes])
     return matrix[:num_classes]
-
-
-def count_raw(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """(256,256) int64: how often each pair of ids stands in two (H,W) uint8 maps.
-
-    Run by run, for neighbours mostly have the same ids: several times as fast as pixel by pixel.
-    """
-    label, prediction = label.ravel(), prediction.ravel()
-    changes = label[1:] != label[:-1]
-    changes |= prediction[1:] != prediction[:-1]
-    first = np.concatenate(([0], np.flatnonzero(changes) + 1))
-    pairs = label[first].astype(np.intp) << 8 | prediction[first]
-    return np.bincount(pairs, np.diff(first, append=label.size), 256**2).astype(np.int64).reshape(256, 256)
 
 
 def _what_is_wrong(largest: int, num_classes: int) -> str:

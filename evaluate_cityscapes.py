@@ -28,8 +28,9 @@ import os
 import re
 import statistics
 from argparse import Namespace
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from glob import escape, glob
@@ -37,25 +38,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset.catalogue import DATA_SETS, ClassSet, data_set, fitted_size, to_label_ids
-from dataset.layouts import find_records
+from dataset.layouts import Record, find_records
 from dataset.loader import sequential_loader
 from dataset.reading import image_size
-from dataset.segmentation import build_dataset
+from dataset.segmentation import dataset_of
 from dataset.transforms import Resize
 from model import WeightsError, describe, load_model
 from model.segmenter import Segmenter
 from utils import flags, parser
 from utils.coarse_prediction import FitLongerSide, predict_coarsely
-from utils.confusion import ConfusionMatrix
 from utils.device import autocast, choose, prepare
 from utils.errors import RunError, exit_with_message
-from utils.evaluation import classes_of_network, predict, predictions
+from utils.evaluation import classes_of_network, on_its_way, predict, predictions
 from utils.files import sweep_below
-from utils.iou import iou_scores, iou_table, write_results
+from utils.iou import count_pairs, iou_scores, iou_table, write_results
 from utils.locks import locked
 from utils.old_names import OLD_NAMES
 from utils.outputs import check_file, check_folder, is_json_of_scores, is_our_picture, is_table_of_scores
@@ -191,13 +192,14 @@ def evaluate(args: Flags) -> dict[str, Any]:
     """Score the checkpoints one after the other; {name: figures} of those with labels."""
     device = choose(args)
     checkpoints = find_checkpoints(args.restore_from)
+    records = find_records(args.dataset, args.data_dir, args.set, args.data_list, flags.part(args, args.dataset))
     results = {}
     for path in checkpoints:
         stem = os.path.splitext(os.path.basename(path))[0]
         folder = args.save if len(checkpoints) == 1 else os.path.join(args.save, stem)
         if len(checkpoints) > 1:
             print(f"\n{stem}")
-        figures = evaluate_checkpoint(args, path, device, None if args.save == "none" else folder)
+        figures = evaluate_checkpoint(args, path, records, device, None if args.save == "none" else folder)
         if figures is not None:
             results[stem] = figures
             print(iou_table(results[stem]))
@@ -243,17 +245,18 @@ def find_checkpoints(source: str) -> list[str]:
     return sorted(paths, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)])
 
 
-def evaluate_checkpoint(args: Flags, path: str, device: torch.device, folder: str | None) -> dict[str, Any] | None:
-    """Predict the split with one checkpoint, write the pictures, and return the figures (None without labels)."""
+def evaluate_checkpoint(
+    args: Flags, path: str, records: Sequence[Record], device: torch.device, folder: str | None
+) -> dict[str, Any] | None:
+    """Predict the split's `records` with one checkpoint, write the pictures, and return the figures (None without labels)."""
     model = load_model(path, args.model, aspp_branches=args.aspp_branches)
     if args.num_classes not in (None, model.settings["num_classes"]):
         raise WeightsError(f"{path}: is for {model.settings['num_classes']} classes, not --num-classes {args.num_classes}")
     print(f"{describe(model)}; {model.load_report}")
     prepare(model, args, device)
     classes = classes_of_network(model, data_set(args.dataset, args.data_dir).classes)
-    protocol = protocol_of(args, model)
-    loader, labelled = build_loader(args, classes, protocol)
-    confusion = ConfusionMatrix(len(classes), device)
+    protocol = protocol_of(args, model, records)
+    loader, labelled = build_loader(args, records, classes, protocol)
     if protocol.coarse:
         predict_scores = partial(predict_coarsely, flip=protocol.flip, steps=args.test_steps)
     else:
@@ -266,23 +269,22 @@ def evaluate_checkpoint(args: Flags, path: str, device: torch.device, folder: st
             interpolation=protocol.interpolation,
         )
     predicted = predictions(model, loader, device, lambda: autocast(args, device), predict_scores)
-    # Threads write the PNGs while the device computes; an error in one of them surfaces at its `result()`.
-    with ThreadPoolExecutor(4) as writers:
-        written = []
+    finish = partial(save_and_count, folder, args.save_label_ids, classes)
+    matrix = np.zeros((len(classes), len(classes)), np.int64)
+    # Threads wait for the device, write and count, so that nothing else keeps this one from feeding it; an error in one of them
+    # surfaces at its `result()`. The number of images between the two is bounded, and with it the memory.
+    with ThreadPoolExecutor(4) as pool:
+        unfinished: deque[Future[np.ndarray]] = deque()
         for batch, prediction in tqdm(predicted, total=len(loader), unit="image"):
-            if labelled:
-                confusion.add(batch["label"].to(device, non_blocking=True), prediction)
-            if folder or args.save_label_ids:
-                ids = prediction[0].cpu().numpy()
-                written.append(writers.submit(save_prediction, folder, args.save_label_ids, batch["name"][0], ids, classes))
-            if len(written) > 16:
-                written.pop(0).result()
-        for future in written:
-            future.result()
-    return iou_scores(confusion.matrix.cpu().numpy(), classes, protocol.absent, protocol.with_miou_13) if labelled else None
+            unfinished.append(pool.submit(finish, batch, on_its_way(prediction)))
+            if len(unfinished) > 16:
+                matrix += unfinished.popleft().result()
+        for future in unfinished:
+            matrix += future.result()
+    return iou_scores(matrix, classes, protocol.absent, protocol.with_miou_13) if labelled else None
 
 
-def protocol_of(args: Flags, model: Segmenter) -> Protocol:
+def protocol_of(args: Flags, model: Segmenter, records: Sequence[Record]) -> Protocol:
     """--protocol, or the checkpoint's own, with what other flags change.
 
     Raises:
@@ -297,8 +299,7 @@ def protocol_of(args: Flags, model: Segmenter) -> Protocol:
     if args.input_size and args.test_scales:
         raise RunError("--input-size and --test-scales both say how large the network's input is; give one")
     if protocol.input_size and DATA_SETS[args.dataset].test_size is None:
-        first = find_records(args.dataset, args.data_dir, args.set, args.data_list, flags.part(args, args.dataset))[0]
-        protocol = replace(protocol, input_size=fitted_size(image_size(first.image)))
+        protocol = replace(protocol, input_size=fitted_size(image_size(records[0].image)))
     given = {key: getattr(args, key) for key in ("input_size", "resize_labels", "flip", "heads", "scales")}
     protocol = replace(protocol, **{key: value for key, value in given.items() if value is not None})
     if protocol.resize_labels and not protocol.input_size:
@@ -317,21 +318,30 @@ def own_protocol(model: Segmenter) -> str:
     return OF_FORMAT.get(model.checkpoint_format or "") or OF_NETWORK.get(model.settings["name"], "adaptsegnet")
 
 
-def build_loader(args: Flags, classes: ClassSet, protocol: Protocol) -> tuple[DataLoader, bool]:
+def build_loader(args: Flags, records: Sequence[Record], classes: ClassSet, protocol: Protocol) -> tuple[DataLoader, bool]:
     """The split's images one by one, and whether they come with labels."""
     transform: Callable | None = None
     if protocol.input_size:
         transform = Resize(protocol.input_size, label=protocol.resize_labels)
     if args.test_scales:
         transform = FitLongerSide(args.test_scales)
-    place = flags.part(args, args.dataset)
-    build = partial(build_dataset, args.dataset, args.data_dir, args.set, args.data_list, classes, transform, part=place)
-    unlabelled = build(labels=False)
-    label = unlabelled.records[0].label
+    label = records[0].label
     labelled = label is not None and os.path.exists(label)
     if not labelled:
         print(f"note: no labels for split {args.set}, so there is no score")
-    return sequential_loader(build(labels=True) if labelled else unlabelled, args.num_workers), labelled
+    dataset = dataset_of(records, args.dataset, args.data_dir, classes, transform, labelled)
+    return sequential_loader(dataset, args.num_workers), labelled
+
+
+def save_and_count(
+    folder: str | None, label_id_folder: str | None, classes: ClassSet, batch: dict[str, Any], prediction: Callable[[], Tensor]
+) -> np.ndarray:
+    """Write a prediction (1,H,W) uint8, and count it against the batch's label, if any: the (C,C) int64 confusion matrix."""
+    ids = prediction()[0].numpy()
+    save_prediction(folder, label_id_folder, batch["name"][0], ids, classes)
+    if "label" not in batch:
+        return np.zeros((len(classes), len(classes)), np.int64)
+    return count_pairs(batch["label"][0].numpy(), ids)[: len(classes), : len(classes)]
 
 
 def save_prediction(folder: str | None, label_id_folder: str | None, name: str, ids: np.ndarray, classes: ClassSet) -> None:

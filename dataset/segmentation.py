@@ -40,10 +40,26 @@ def build_dataset(
             the data set's.
     """
     records = find_records(name, root, split, list_file, part)
+    if labels and any(record.label is None for record in records):
+        raise MissingDataError(f"{root}: split {split} of {name} has no labels (docs/data.md shows where they are looked for)")
+    return dataset_of(records, name, root, classes, transform, labels)
+
+
+def dataset_of(
+    records: Sequence[Record],
+    name: str,
+    root: str,
+    classes: ClassSet = CITYSCAPES,
+    transform: Transform | None = None,
+    labels: bool = True,
+) -> "SegmentationDataset":
+    """What `find_records` found of a data set; the arguments are those of `build_dataset`.
+
+    Raises:
+        MissingDataError, DataError: there is no classes.json, or a class is none of the data set's.
+    """
     if not labels:
         return SegmentationDataset(records, None, transform, labels=False)
-    if any(record.label is None for record in records):
-        raise MissingDataError(f"{root}: split {split} of {name} has no labels (docs/data.md shows where they are looked for)")
     known = data_set(name, root)
     if not known.ids:
         raise MissingDataError(f"{root}/classes.json: no such file; it names the classes of the labels (docs/data.md)")

@@ -12,10 +12,10 @@ import torch
 from conftest import GOLDEN, ROOT
 from PIL import Image
 
-from compute_iou import PredictionError, compute_iou, count_raw, find_pairs, get_arguments, main, note_unscored
+from compute_iou import PredictionError, compute_iou, find_pairs, get_arguments, main, note_unscored
 from dataset.catalogue import CITYSCAPES, CROSSCITY_13, LABEL_IDS, SYNTHIA_16, ClassSet, class_set, label_table
 from utils.confusion import ConfusionMatrix
-from utils.iou import OTHERS_REMOVED, SUBSET_OF_MATRIX, iou_per_class, iou_scores, iou_table, mean_iou
+from utils.iou import OTHERS_REMOVED, SUBSET_OF_MATRIX, count_pairs, iou_per_class, iou_scores, iou_table, mean_iou
 
 IOU = GOLDEN / "adaptsegnet/iou"
 WRONG_SIZE = 4  # the pair that the original skips with a message
@@ -265,7 +265,7 @@ def test_runs_count_as_their_pixels_do(ids, shape):
     label, prediction = (rng.integers(256 - ids, 256, shape).astype(np.uint8) for _ in range(2))
     expected = np.zeros((256, 256), np.int64)
     np.add.at(expected, (label, prediction), 1)
-    np.testing.assert_array_equal(count_raw(label, prediction), expected)
+    np.testing.assert_array_equal(count_pairs(label, prediction), expected)
 
 
 def test_no_class_at_all(folders, capsys):

@@ -291,7 +291,7 @@ def test_cbst_protocol(run, flip, steps, golden):
 )
 def test_protocols(name, flags, expected):
     args = evaluate_cityscapes.get_arguments(["--restore-from", "x", *flags])
-    chosen = evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, checkpoint_format=""))
+    chosen = evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, checkpoint_format=""), [])
     assert {key: getattr(chosen, key) for key in expected} == expected
     if name == "DeeplabRes" and not flags:
         assert (chosen.heads, chosen.scales, chosen.average) == ("last", (0.9, 1.0, 1.2), "logits")
@@ -299,17 +299,18 @@ def test_protocols(name, flags, expected):
         evaluate_cityscapes.protocol_of(
             evaluate_cityscapes.get_arguments(["--restore-from", "x", "--protocol", "cbst", "--scales", "1,2"]),
             SimpleNamespace(settings={"name": name}, checkpoint_format=""),
+            [],
         )
     refused = {"DeeplabRes": (["--resize-labels"], "images keep their size"),
                "ResNet38": (["--input-size", "9,9", "--test-scales", "9"], "give one")}  # fmt: skip
     if name in refused and not flags:
         args = evaluate_cityscapes.get_arguments(["--restore-from", "x", *refused[name][0]])
         with pytest.raises(ValueError, match=refused[name][1]):
-            evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, checkpoint_format=""))
+            evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, checkpoint_format=""), [])
     if name == "DeeplabMulti":
         args = evaluate_cityscapes.get_arguments(["--restore-from", "x", *flags, "--test-steps", "2"])
         with pytest.raises(ValueError, match="--test-steps belong to --protocol cbst"):
-            evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, checkpoint_format=""))
+            evaluate_cityscapes.protocol_of(args, SimpleNamespace(settings={"name": name}, checkpoint_format=""), [])
 
 
 def test_fada_s_own_options(capsys):

@@ -77,6 +77,24 @@ def predictions(
         yield batch, highest(scores)[1]
 
 
+def on_its_way(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor to the host; the function that comes back waits for it.
+
+    A thread that calls it lets the one that feeds the GPU go on.
+    """
+    copied = tensor.to("cpu", non_blocking=True)
+    if not tensor.is_cuda:
+        return lambda: copied
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> Tensor:
+        arrived.synchronize()
+        return copied
+
+    return wait
+
+
 def evaluate(
     model: Segmenter, loader: Iterable[dict[str, Any]], num_classes: int, device: torch.device, **options: Any
 ) -> ConfusionMatrix:

@@ -25,6 +25,19 @@ LEFT_OUT_OF_13 = [name for name in CLASS_SETS[19].names if name not in CLASS_SET
 MIOU_13 = f"IoUs of {', '.join(LEFT_OUT_OF_13)} set to 0, sum / 13"
 
 
+def count_pairs(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """(256,256) int64: how often each pair of ids stands in two (H,W) uint8 maps.
+
+    Run by run, for neighbours mostly have the same ids: several times as fast as pixel by pixel.
+    """
+    label, prediction = label.ravel(), prediction.ravel()
+    changes = label[1:] != label[:-1]
+    changes |= prediction[1:] != prediction[:-1]
+    first = np.concatenate(([0], np.flatnonzero(changes) + 1))
+    pairs = label[first].astype(np.intp) << 8 | prediction[first]
+    return np.bincount(pairs, np.diff(first, append=label.size), 256**2).astype(np.int64).reshape(256, 256)
+
+
 def iou_per_class(matrix: ArrayLike, absent: float = math.nan) -> np.ndarray:
     """(C,) float64 intersection over union; `absent` for a class that neither occurs nor is predicted."""
     matrix = np.asarray(matrix, np.float64)
