@@ -18,12 +18,13 @@ from dataset.errors import DataError, MissingDataError
 from dataset.layouts import Record
 from dataset.segmentation import SegmentationDataset
 from dataset.spatial_prior import PriorError, load_prior, save_prior
-from model import WeightsError, build_model, load_model
+from model import WeightsError, build_model, load_model, upsample
 from model.checkpoint_formats import from_mxnet, to_mxnet
 from scripts import spatial_prior
 from train_cbst import confidence_regulariser, get_arguments, schedule, soft_cross_entropy
 from utils import run as run_module
 from utils.coarse_prediction import CoarseProbabilities, FitLongerSide
+from utils.decision import highest
 from utils.errors import RunError
 from utils.evaluation import evaluate
 from utils.losses import cross_entropy
@@ -208,6 +209,46 @@ def test_cbst_thresholds_and_labels(file, run, golden):
         assert sorted(sizes[report.rare]) == sorted(sizes[recorded[f"{run}_mine_id"]])
     for image, pseudo in zip(torch.from_numpy(maps), recorded[f"{run}_pseudo"], strict=True):
         np.testing.assert_array_equal(to_label_ids(select(image, thresholds), class_set(classes)), pseudo)
+
+
+@pytest.mark.parametrize("size", ((29, 61), (100, 40)))
+def test_bands_are_the_scores_of_the_whole_image(size):
+    """Against interpolating everything at once, also with mixed precision on around it."""
+    maps = torch.randn(2, 5, 8, 13, generator=torch.Generator().manual_seed(0))
+    both = [F.softmax(upsample(each[None], size), dim=1)[0] for each in maps]
+    close(FullSizeLogits().scores(maps, size), (both[0] + both[1].flip(-1)) / 2, 1e-6)
+    close(FullSizeLogits(flip=False).scores(maps[:1], size), both[0], 1e-6)
+    probabilities, shape = maps[:1].softmax(1), (61, 100)
+    planes = [np.asarray(Image.fromarray(p).resize((104, 64), Image.BICUBIC))[:61, :100] for p in probabilities[0].numpy()]
+    kind = Image.LANCZOS if size == (29, 61) else Image.BILINEAR
+    expected = np.stack([Image.fromarray(plane).resize(size[::-1], kind) for plane in planes])
+    with torch.autocast("cpu", torch.bfloat16):
+        close(CoarseProbabilities().scores(probabilities, size, shape), expected, 1e-5)
+    rows = [band.shape[1] for band in CoarseProbabilities().bands(probabilities, size, shape)]
+    assert sum(rows) == size[0] and max(rows) <= 16
+
+
+def test_the_highest_score_is_found_as_argmax_finds_it():
+    """Of equal scores the first; batches too."""
+    scores = torch.randint(0, 4, (2, 19, 6, 7), generator=torch.Generator().manual_seed(0)).float()
+    best, classes = highest(scores)
+    assert torch.equal(best, scores.amax(1)) and classes.dtype == torch.uint8
+    assert torch.equal(classes.long(), scores.argmax(1))
+
+
+@pytest.mark.parametrize("every", (1, 3))
+def test_histograms_take_every_so_manyth_pixel_of_a_class(every):
+    generator = torch.Generator().manual_seed(0)
+    predicted = torch.randint(0, 3, (20, 30), generator=generator).to(torch.uint8)
+    confidence = torch.rand(20, 30, generator=generator)
+    histograms = ConfidenceHistograms(4, every)
+    histograms.add(confidence, predicted)
+    assert histograms.pixels.tolist() == [int((predicted == c).sum()) for c in range(4)]
+    for c in range(3):
+        taken = confidence[predicted == c][::every].sort(descending=True).values
+        assert histograms.sizes()[c] == len(taken)
+        assert [histograms.kth_largest(k, c) for k in (1, len(taken))] == [taken[0], taken[-1]]
+    assert histograms.sizes()[3] == 0
 
 
 def test_thresholds_of_many_samples_are_within_1e_4():

@@ -13,6 +13,7 @@ from PIL import Image
 
 import compute_iou
 import evaluate_cityscapes
+from dataset import segmentation
 from dataset.catalogue import CITYSCAPES, DATA_SETS, class_set, label_table, to_label_ids
 from dataset.loader import sequential_loader
 from dataset.segmentation import build_dataset
@@ -187,6 +188,31 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_rows_before_it(checkpoints,
         )
     rows = (tmp_path / "tables/a.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["checkpoint", "GTA5_2", "GTA5_10"]
+
+
+def test_files_are_listed_once_whatever_the_number_of_checkpoints(checkpoints, mini_data, monkeypatch):
+    listed, real = [], evaluate_cityscapes.find_records
+
+    def find_records(*arguments):
+        listed.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(evaluate_cityscapes, "find_records", find_records)
+    monkeypatch.setattr(segmentation, "find_records", find_records)
+    evaluate("--restore-from", checkpoints, "--data-dir", mini_data / "Cityscapes", "--save", "none")
+    assert len(listed) == 1
+
+
+def test_a_picture_that_cannot_be_written_is_an_error_that_names_it(checkpoints, mini_data, tmp_path):
+    """Whichever thread it is in; the folder where a prediction belongs is a file."""
+    (tmp_path / "ids").mkdir()
+    name = sorted((mini_data / "Cityscapes/leftImg8bit/val").rglob("*.png"))[-1].name
+    (tmp_path / "ids" / name).mkdir()
+    with pytest.raises(OSError, match=name):
+        evaluate(
+            *("--restore-from", checkpoints / "GTA5_2.pth", "--data-dir", mini_data / "Cityscapes"),
+            *("--save", "none", "--save-label-ids", tmp_path / "ids"),
+        )
 
 
 def test_cpu_is_a_device():
