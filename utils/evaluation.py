@@ -40,7 +40,7 @@ def predict(
         interpolation: of the logits, "bilinear" or "bicubic" (CLAN's reproduction in PaddlePaddle).
     """
     if not flip and tuple(scales) == (1.0,):
-        return upsample(_logits(model, images, heads), size, interpolation)
+        return upsample(main_logits(model, images, heads), size, interpolation)
     vote: Callable[[Tensor], Tensor] = partial(F.softmax, dim=1) if average == "probabilities" else torch.nn.Identity()
     if not images.is_floating_point():
         images = model.normalize(images)  # before resizing, so that nothing is rounded
@@ -48,9 +48,9 @@ def predict(
     def votes() -> Iterator[Tensor]:
         for scale in scales:
             scaled = images if scale == 1.0 else _rescale(images, scale)
-            yield vote(upsample(_logits(model, scaled, heads), size, interpolation))
+            yield vote(upsample(main_logits(model, scaled, heads), size, interpolation))
             if flip:
-                yield vote(upsample(_logits(model, scaled.flip(-1), heads), size, interpolation)).flip(-1)
+                yield vote(upsample(main_logits(model, scaled.flip(-1), heads), size, interpolation)).flip(-1)
 
     return reduce(torch.add, votes()) / (len(scales) * (2 if flip else 1))
 
@@ -121,7 +121,8 @@ def classes_of_network(model: Segmenter, otherwise: ClassSet | None = None) -> C
     return otherwise if otherwise is not None and len(otherwise) == num_classes else class_set(num_classes)
 
 
-def _logits(model: Segmenter, images: Tensor, heads: str | None) -> Tensor:
+def main_logits(model: Segmenter, images: Tensor, heads: str | None = None) -> Tensor:
+    """The logits (N,C,~H/8,~W/8) float32 that decide: the main classifier's, or the sum; see `predict` for the arguments."""
     # Interpolated in half precision, neighbouring classes would tie and the lower id win (0.4 % of the pixels with bf16).
     outputs = [output.float() for output in model(images)]
     if (heads or model.default_heads) == "sum":
