@@ -81,10 +81,11 @@ def test_what_is_told_of_runs(tmp_path, capsys):
     shown = capsys.readouterr().out
     (row,) = [line for line in shown.splitlines() if "a/seed1" in line]
     assert row.split() == ["A", str(tmp_path / "a/seed1"), "1", "200", "41.00", "51.00", "119", "6.00", "10", "%", "-"]
-    assert "A      4      41.50 +- 1.29 [40.00, 43.00]  51.50 +- 1.29 [50.00, 53.00]" in shown
-    assert "loss_seg" in shown and "1.1000" in shown  # the mean of the last five values, 1.2 to 1.05
+    words = " ".join(shown.split())
+    assert "A 4 41.50 +- 1.29 [40.00, 43.00] 51.50 +- 1.29 [50.00, 53.00] 6.50 +- 1.29" in words
+    assert "loss_seg" in shown and "1.1500" in shown  # the mean of the last five values, 1.25 to 1.05
     flags = shown[shown.index("Flags that differ") :]
-    assert "learning_rate  0.001  0.01" in flags and "gan            -      LS" in flags
+    assert "learning_rate 0.001 0.01" in words and "gan - LS" in words
     assert "mirror" not in flags and "restore_from" not in flags and "snapshot_dir" not in flags
     assert f"A - B: +10.00 points; permutation test p = {2 / 70:.3f}: more than chance explains at 0.05" in shown
 
