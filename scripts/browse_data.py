@@ -42,7 +42,7 @@ from dataset.transforms import (
 )
 from utils import parser
 from utils.errors import RunError, exit_with_message
-from utils.html_page import figure, is_our_page, legend, swatch, write_page
+from utils.html_page import figure, is_our_page, legend, row, swatch, write_page
 from utils.outputs import check_file
 from utils.parser import Flags, Parser, count, positive
 from utils.pictures import colorize
@@ -188,14 +188,14 @@ def row_of(sample: dict[str, Any], classes: ClassSet) -> str:
     image = sample["image"].permute(1, 2, 0).numpy()
     caption = f"{sample['name']} ({image.shape[1]}x{image.shape[0]})"
     if "label" not in sample:
-        return figure(image, caption)
+        return row(figure(image, caption))
     label = sample["label"].numpy()
     # CLAN's images are larger than their labels.
     fitted = np.array(Image.fromarray(label).resize(image.shape[1::-1], Image.Resampling.NEAREST))
     colours = colorize(fitted, classes)
     mixed = np.where((fitted == IGNORED)[..., None], image // 3, (image.astype(int) + colours) // 2).astype(np.uint8)
     ignored = f"label {label.shape[1]}x{label.shape[0]}, {100 * float((label == IGNORED).mean()):.0f} % without a class"
-    return f"<div>{figure(image, caption)}{figure(mixed, ignored)}{figure(colours)}</div>"
+    return row(figure(image, caption), figure(mixed, ignored), figure(colours))
 
 
 def page_body(args: Flags, classes: ClassSet, rows: list[str], shares: ClassShares) -> str:

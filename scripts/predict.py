@@ -47,7 +47,7 @@ from utils.errors import RunError, exit_with_message
 from utils.evaluation import classes_of_network, predict
 from utils.files import make_parent, replacing, sweep_below
 from utils.flags import add_speed_flags
-from utils.html_page import figure, is_our_page, legend, write_page
+from utils.html_page import figure, is_our_page, legend, row, write_page
 from utils.locks import locked
 from utils.old_names import OLD_NAMES
 from utils.outputs import check_file, check_folder
@@ -169,7 +169,7 @@ class Writer:
         picture = image.permute(1, 2, 0).numpy()
         painted = overlay(picture, ids, self.classes, self.args.opacity)
         if self.done in self.shown:
-            self.rows.append(f"<div>{figure(picture, stem)}{figure(painted)}</div>")
+            self.rows.append(row(figure(picture, stem), figure(painted)))
         self.done += 1
         return painted
 

@@ -57,7 +57,7 @@ def test_the_page_is_one_file_with_samples_and_shares(mini_data, tmp_path):
     words = ("gta5", mini_data / "GTA5", "--split", "train", "--out", out, "--input-size", "96,48", "--count", "4")
     browse(*words, "--statistics", "6", "--random-mirror", "False")
     page = out.read_text()
-    assert page.count('src="data:image/jpeg;base64,') == 3 * 4 and not re.search(r'(src|href)="(?!data:)', page)
+    assert page.count('src="data:image/png;base64,') == 3 * 4 and not re.search(r'(src|href)="(?!data:)', page)
     assert "Classes of 6 samples" in page and "input size (96, 48)" in page
     # The 6 samples are the 6 images once each, at their own size and not augmented.
     table = label_table(DATA_SETS["gta5"].ids, CLASS_SETS[19])

@@ -212,7 +212,7 @@ def test_the_page_is_one_file(network, photos, tmp_path):
     words = ("--restore-from", network, "--out", tmp_path / "out", "--input-size", "96,48", "--page")
     run(photos, *words)
     page = (tmp_path / "out/index.html").read_text()
-    assert page.count('<img src="data:image/jpeg;base64,') == 4 and "road" in page and "http" not in page
+    assert page.count('<img src="data:image/png;base64,') == 4 and "road" in page and "http" not in page
     run(photos, *words)  # our own page may be replaced
     (tmp_path / "out/index.html").write_text("mine")
     with pytest.raises(ValueError, match="index.html: exists already and was not written here"):

@@ -15,7 +15,7 @@ GENERATOR = '<meta name="generator" content="SegAdapt">'
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1500px; padding: 0 1em; color: #222; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
-figure { display: inline-block; margin: 0 6px 10px 0; vertical-align: top; } figure img { display: block; max-width: 100%; }
+.row { display: flex; gap: 6px; } figure { flex: 0 1 480px; margin: 0 0 10px; } figure img { display: block; width: 100%; }
 figcaption { font-size: 13px; color: #555; max-width: 480px; overflow-wrap: anywhere; }
 table { border-collapse: collapse; } td, th { padding: 2px 12px 2px 0; text-align: right; }
 td:first-child, th:first-child { text-align: left; } .bar { height: 11px; text-align: left; }
@@ -41,19 +41,23 @@ def is_our_page(path: str) -> bool:
 
 
 def figure(picture: np.ndarray, caption: str = "", width: int = 480) -> str:
-    """An (H,W,3) uint8 picture, at most `width` pixels wide, with a caption."""
-    image = Image.fromarray(picture)
+    """An (H,W,3) uint8 picture with a caption: reduced to `width` pixels if it is wider, else its very pixels."""
+    image, kind = Image.fromarray(picture), "PNG"
     if image.width > width:
-        image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.BOX)
+        image, kind = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.BOX), "JPEG"
     encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=88, subsampling=0)
+    image.save(encoded, kind, quality=88)
     data = base64.b64encode(encoded.getvalue()).decode()
     text = html.escape(caption)
-    # Small images are enlarged by the browser, without blurring their pixels.
-    shown = width if image.width < width // 2 else image.width
-    style = ' style="image-rendering: pixelated"' if shown != image.width else ""
-    tag = f'<img src="data:image/jpeg;base64,{data}" width="{shown}" alt="{text}"{style}>'
+    # The browser enlarges small images without blurring their pixels.
+    style = "" if kind == "JPEG" else ' style="image-rendering: pixelated"'
+    tag = f'<img src="data:image/{kind.lower()};base64,{data}" alt="{text}"{style}>'
     return f"<figure>{tag}<figcaption>{text}</figcaption></figure>"
+
+
+def row(*figures: str) -> str:
+    """Figures side by side."""
+    return f'<div class="row">{"".join(figures)}</div>'
 
 
 def swatch(classes: ClassSet, number: int) -> str:
