@@ -135,7 +135,7 @@ def to_onnx(program: torch.export.ExportedProgram, names: str) -> bytes:
 
 def run_onnx(encoded: bytes) -> Callable[[Tensor], Tensor]:
     """An ONNX model as a function of images, computed by onnxruntime on the CPU."""
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     session = onnxruntime.InferenceSession(encoded, providers=["CPUExecutionProvider"])
 
@@ -174,7 +174,7 @@ def check_extra() -> None:
     """
     try:
         import onnx  # noqa: F401
-        import onnxruntime  # type: ignore[import-untyped]  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise RunError(f"--onnx {EXTRA} ({error.name} is missing)") from error
