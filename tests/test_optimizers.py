@@ -169,3 +169,44 @@ def test_the_poly_schedule_ends():
     assert poly(1.0, 10, 10, 0.9) == 0
     with pytest.raises(ValueError, match="step 11 is beyond --num-steps 10"):
         poly(1.0, 11, 10, 0.9)
+
+
+@pytest.mark.parametrize("visits", (1, 3))
+@pytest.mark.parametrize("bad", (torch.inf, torch.nan))
+def test_fp16_divides_by_the_scale_and_skips_what_is_not_finite(visits, bad):
+    """What torch.amp.GradScaler does on a GPU too: the step is called in either case."""
+    parameters = [torch.nn.Parameter(torch.linspace(-1, 1, 5)) for _ in range(2)]
+    scaled, plain = (RepeatedUpdateSGD([{"params": [p], "visits": visits}], 0.1, 0.9, 0.01) for p in parameters)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for factor in (1.0, bad, 0.5):
+        before = scaler.get_scale()
+        scaler.scale((parameters[0] ** 2).sum() * factor).backward()
+        scaler.step(scaled)
+        scaler.update()
+        if factor == bad or factor != factor:
+            assert scaler.get_scale() == before / 2
+        else:
+            ((parameters[1] ** 2).sum() * factor).backward()
+            plain.step()
+        for parameter in parameters:
+            parameter.grad = None
+        torch.testing.assert_close(*parameters)
+        assert torch.equal(
+            *(o.state[p]["momentum_buffer"].isfinite() for o, p in zip((scaled, plain), parameters, strict=True))
+        )
+
+
+def test_early_epsilon_adam_goes_on_from_a_state_without_its_count():
+    parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    whole, resumed = (EarlyEpsilonAdam([p], 1e-3) for p in parameters)
+    for step in range(4):
+        if step == 2:
+            state = copy.deepcopy(whole.state_dict())
+            resumed.load_state_dict(
+                {**state, "param_groups": [{k: v for k, v in g.items() if k != "steps"} for g in state["param_groups"]]}
+            )
+            parameters[1].data.copy_(parameters[0].data)
+        for parameter, optimizer in zip(parameters, (whole, resumed), strict=True):
+            parameter.grad = torch.full((3,), 1e-8 * (step + 1))
+            optimizer.step()
+    assert torch.equal(*parameters)

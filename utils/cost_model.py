@@ -176,12 +176,18 @@ class Recorder(TorchDispatchMode):
             moved += ("backward" in name or "cudnn" in name) * given[0].nbytes
         elif name.startswith(("_foreach", "_fused")):
             kernels = _foreach_launches(name, args)
-            moved += 0 if results else sum(tensor.nbytes for tensor in args[0])
+            moved += 0 if results else sum(tensor.nbytes for tensor in _written(name, args))
         step, half = self.current, bool(given) and given[0].dtype in (torch.bfloat16, torch.float16)
         step.kernels += kernels
         step.flops += flops
         step.moved += moved
         step.work += [(flops / kernels, moved / kernels, half)] * kernels
+
+
+def _written(name: str, args: Any) -> list[Tensor]:
+    """What an operation in place changes: its first list, and a fused optimizer's state, which follows the gradients."""
+    lists = [args[0], *args[2:]] if name.startswith("_fused") else [args[0]]
+    return [tensor for some in lists if isinstance(some, (list, tuple)) for tensor in some]
 
 
 def _foreach_launches(name: str, args: Any) -> int:

@@ -57,6 +57,11 @@ def _build(folder: str, name: str, text: str) -> None:
     subprocess.run(command, input=text, text=True, check=True)
 
 
+# PyTorch's kernel of fused SGD works in place and lacks a version for tensors without values.
+_SGD_WITHOUT_VALUES = torch.library.Library("aten", "IMPL", "Meta")
+_SGD_WITHOUT_VALUES.impl("_fused_sgd_", lambda *_, **__: None)
+
+
 class _Mode(FakeTensorMode):
     """Never touches the device; the class it comes from would, as `torch.cuda.is_available` says that there is one."""
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.optim import Adam, Optimizer
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
 
 from .errors import RunError
 
@@ -29,8 +29,12 @@ class RepeatedUpdateSGD(Optimizer):
     about repeated parameters and computes something else with them. Pass `visits` from `Segmenter.parameter_groups`.
 
     All visits of a step together are one linear map of (value, buffer, gradient), which is applied in one go. `step` uses up
-    the gradients.
+    the gradients. With --amp fp16 it divides them by the scale of the loss, and changes nothing if any of them is infinite or
+    NaN; nothing waits for the device to know.
     """
+
+    # So torch.amp.GradScaler sets `grad_scale` and `found_inf` for a step, tensors on the device, and asks for no value.
+    _step_supports_amp_scaling = True
 
     def __init__(self, groups: Groups, lr: float, momentum: float = 0.9, weight_decay: float = 5e-4) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "visits": 1})
@@ -48,19 +52,35 @@ class RepeatedUpdateSGD(Optimizer):
                 if "momentum_buffer" not in self.state[parameter]:
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+            if hasattr(self, "grad_scale"):
+                torch._foreach_mul_(gradients, 1 / self.grad_scale)
             if group["visits"] == 1:
                 torch._foreach_add_(gradients, parameters, alpha=group["weight_decay"])
-                torch._foreach_mul_(buffers, group["momentum"])
-                torch._foreach_add_(buffers, gradients)
-                torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
+                self._multiply(buffers, group["momentum"])
+                self._add(buffers, gradients, 1)
+                self._add(parameters, buffers, -group["lr"])
                 continue
             x, b, c, d, e, f = _all_visits(group["visits"], group["lr"], group["momentum"], group["weight_decay"])
             torch._foreach_add_(gradients, parameters, alpha=x)
-            torch._foreach_add_(parameters, buffers, alpha=b)
-            torch._foreach_add_(parameters, gradients, alpha=c)
-            torch._foreach_mul_(buffers, d)
-            torch._foreach_add_(buffers, gradients, alpha=e)
-            torch._foreach_add_(buffers, parameters, alpha=f)
+            self._add(parameters, buffers, b)
+            self._add(parameters, gradients, c)
+            self._multiply(buffers, d)
+            self._add(buffers, gradients, e)
+            self._add(buffers, parameters, f)
+
+    def _multiply(self, tensors: list[Tensor], factor: float) -> None:
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        torch._foreach_mul_(tensors, factor if found_inf is None else torch.where(found_inf > 0, 1.0, factor))
+
+    def _add(self, tensors: list[Tensor], others: list[Tensor], factor: float) -> None:
+        """Add `factor * others`, unless something infinite was found."""
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is None:
+            torch._foreach_add_(tensors, others, alpha=factor)
+            return
+        # Plain SGD's kernel adds in the same way, and is the one that can be told on the device not to.
+        plain = {"momentum": 0.0, "weight_decay": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False}
+        torch._fused_sgd_(tensors, others, [], lr=-factor, **plain, is_first_step=False, found_inf=found_inf)
 
 
 def _all_visits(visits: int, lr: float, momentum: float, weight_decay: float) -> tuple[float, ...]:
@@ -88,18 +108,31 @@ def _all_visits(visits: int, lr: float, momentum: float, weight_decay: float) ->
 class EarlyEpsilonAdam(Adam):
     """Adam as in PyTorch up to 1.2: eps is added to the root of the second moment before its bias correction.
 
-    That is today's Adam with eps divided by sqrt(1 - beta2^step), a difference of 0.1 to 0.2 % in the first steps.
+    That is today's Adam with eps divided by sqrt(1 - beta2^step), a difference of 0.1 to 0.2 % in the first steps. The steps
+    are counted here, for those in the state may be on a GPU; they include those that --amp fp16 skipped there.
     """
 
-    def __init__(self, params: Iterable, lr: float, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps)
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=fused)
         self.published_eps = eps
 
     def step(self, closure: Callable | None = None) -> Any:
         for group in self.param_groups:
-            step = 1 + max((int(self.state[p]["step"]) for p in group["params"] if p in self.state), default=0)
-            group["eps"] = self.published_eps / math.sqrt(1 - group["betas"][1] ** step)
+            steps = group["steps"] if "steps" in group else self._steps_in_state(group)
+            group["steps"] = steps + 1
+            group["eps"] = self.published_eps / math.sqrt(1 - group["betas"][1] ** (steps + 1))
         return super().step(closure)
+
+    def _steps_in_state(self, group: dict[str, Any]) -> int:
+        """Of a state that was saved without `steps`."""
+        return max((int(self.state[p]["step"]) for p in group["params"] if p in self.state), default=0)
 
 
 def segmentation_optimizer(groups: Groups, updates: str, lr: float, momentum: float, weight_decay: float) -> Optimizer:
@@ -111,22 +144,44 @@ def segmentation_optimizer(groups: Groups, updates: str, lr: float, momentum: fl
     if updates == "published":
         optimizer = RepeatedUpdateSGD(groups, lr, momentum, weight_decay)
     else:
-        optimizer = torch.optim.SGD(groups, lr, momentum, weight_decay=weight_decay)
+        fused = _on_gpu(groups)
+        optimizer = _fused_as_here(SGD(groups, lr, momentum, weight_decay=weight_decay, fused=fused), fused)
+        if fused and momentum:
+            # Otherwise the first step makes them without values, and leaves them so if --amp fp16 skips it.
+            for parameter in (parameter for group in groups for parameter in group["params"]):
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     set_learning_rate(optimizer, lr)
     return optimizer
 
 
 def discriminator_optimizer(parameters: Iterable[nn.Parameter], updates: str, lr: float) -> Optimizer:
     """Adam with betas (0.9, 0.99): of PyTorch 1.0 for `updates` "published", today's for "clean"."""
+    groups: Groups = [{"params": list(parameters)}]
+    fused = _on_gpu(groups)
     if updates == "published":
-        return EarlyEpsilonAdam(parameters, lr)
-    return Adam(parameters, lr, betas=(0.9, 0.99))
+        return _fused_as_here(EarlyEpsilonAdam(groups, lr, fused=fused), fused)
+    return _fused_as_here(Adam(groups, lr, betas=(0.9, 0.99), fused=fused), fused)
 
 
 def adam(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
     """Adam with betas (0.9, 0.99) for a segmentation network's groups, each parameter once (MaxSquare's --optim Adam)."""
-    optimizer = Adam(groups, lr, betas=(0.9, 0.99), weight_decay=weight_decay)
+    fused = _on_gpu(groups)
+    optimizer = _fused_as_here(Adam(groups, lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=fused), fused)
     set_learning_rate(optimizer, lr)
+    return optimizer
+
+
+def _on_gpu(groups: Groups) -> bool:
+    return all(parameter.is_cuda for group in groups for parameter in group["params"])
+
+
+def _fused_as_here(optimizer: Optimizer, fused: bool) -> Optimizer:
+    """An optimizer that stays fused or not, by the device it was made for, when it loads a state of another device."""
+
+    def keep(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
+
+    optimizer.register_load_state_dict_pre_hook(keep)
     return optimizer
 
 

@@ -151,9 +151,11 @@ class Run:
             for optimizer in optimizers.values():
                 optimizer.register_step_post_hook(self._count_update)
         self.first_step = self.step = 0
-        self.updated: set[int] = set()  # the optimizers that this update has not skipped, for --amp fp16 only
+        # For --amp fp16 only: whether an optimizer's update was made (1 or 0, perhaps still on the device), those skipped in
+        # this step, and all that are known of.
+        self.updated: dict[int, Tensor | float] = {}
+        self.skipped_now: Tensor | float = 0.0
         self.skipped = {"updates": 0, "steps_in_a_row": 0}
-        self.skipped_now = 0
         self.unfinished = False  # the step before it lacks its validation and what follows
         self.best: dict[str, dict] = {}  # validations, {domain: {"miou", "step"}}
         self.last: dict[str, dict] = {}
@@ -299,7 +301,7 @@ class Run:
     def start_step(self, **rates: float) -> None:
         """Give each optimizer its learning rate and clear its gradients. `G=0.1` is for the optimizer named G; D1 and D2
         both have D's."""
-        self.skipped_now = 0
+        self.skipped_now = 0.0
         self.rates = {f"lr_{name}": rate for name, rate in rates.items()}
         for name, optimizer in self.optimizers.items():
             set_learning_rate(optimizer, rates[name.rstrip("0123456789")])
@@ -337,23 +339,20 @@ class Run:
 
         With --amp fp16 an optimizer whose gradients are infinite or NaN is left out of this step: the scale of the loss was
         too high, and is halved for the next one.
-
-        Raises:
-            NotFiniteError: that happened in many steps in a row, so the scale is not the reason.
         """
         self.updated.clear()
         for optimizer in optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
         if self.scaler.is_enabled():
-            self._note_skipped(len(optimizers) - len(self.updated))
+            self.skipped_now = self.skipped_now + len(optimizers) - sum(self.updated.values())
 
     def _count_update(self, optimizer: Optimizer, *_: Any) -> None:
-        # A set, for PyTorch may call the hook twice: for the step of EarlyEpsilonAdam and for that of Adam within it.
-        self.updated.add(id(optimizer))
+        # By optimizer, for PyTorch may call the hook twice: for the step of EarlyEpsilonAdam and for that of Adam within it.
+        # On a GPU the step is always called, with what tells it on the device to do nothing.
+        self.updated[id(optimizer)] = 1 - getattr(optimizer, "found_inf", 0.0)
 
     def _note_skipped(self, count: int) -> None:
-        self.skipped_now += count
         self.skipped["updates"] += count
         self.skipped["steps_in_a_row"] = self.skipped["steps_in_a_row"] + 1 if count else 0
         if self.skipped["steps_in_a_row"] == MOST_SKIPPED_STEPS:
@@ -374,7 +373,8 @@ class Run:
 
         Raises:
             NotFiniteError: a loss of the previous step is NaN or infinite; no state with its consequences is ever written.
-                With --amp fp16 it may be, if the step was skipped for it and left no trace in the networks.
+                With --amp fp16 it may be, if the step was skipped for it and left no trace in the networks; but not if
+                updates were skipped in many steps in a row, for then the scale of the loss is not the reason.
             DamagedDataError: too many samples were damaged.
             Stopped: a signal has asked for it; the state is saved.
         """
@@ -427,22 +427,27 @@ class Run:
     def _note_losses(self, step: int, losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
         """Copy the losses off the device; they are looked at one step later, when it has long computed them, so that nothing
         waits."""
-        values = torch.stack([loss.detach().float().reshape(()) for loss in losses.values()])
-        values = values.to("cpu", non_blocking=True)
+        noted = [loss.detach().float().reshape(()) for loss in losses.values()]
+        if self.scaler.is_enabled():
+            noted.append(torch.zeros((), device=self.device) + self.skipped_now)
+        values = torch.stack(noted).to("cpu", non_blocking=True)
         copied = torch.cuda.Event() if self.device.type == "cuda" else None
         if copied:
             copied.record()
         groups = {"learning rate": self.rates, "weight": dict(weights)}
-        self.pending = (step, list(losses), values, copied, groups, self.batch_files, self.skipped_now)
+        self.pending = (step, list(losses), values, copied, groups, self.batch_files)
 
     def _look_at_losses(self) -> None:
         if self.pending is None:
             return
-        step, names, values, copied, groups, files, skipped = self.pending
+        step, names, values, copied, groups, files = self.pending
         self.pending = None
         if copied:
             copied.synchronize()
-        losses = dict(zip(names, values.tolist(), strict=True))
+        numbers = values.tolist()
+        skipped = int(numbers.pop()) if self.scaler.is_enabled() else 0
+        self._note_skipped(skipped)
+        losses = dict(zip(names, numbers, strict=True))
         bad = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
         if bad and not (skipped and self._is_intact()):
             raise NotFiniteError(
