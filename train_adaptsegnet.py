@@ -173,7 +173,9 @@ def main(args: Flags) -> None:
         run.start_step(G=rate_G, D=rate_D)
         losses: dict[str, Tensor | float] = defaultdict(float)
 
-        for _ in range(args.iter_size):
+        for iteration in range(args.iter_size):
+            last = iteration == args.iter_size - 1
+
             # Train G: the discriminators judge, but do not learn.
             for network in D.values():
                 network.requires_grad_(False)
@@ -184,7 +186,7 @@ def main(args: Flags) -> None:
                 pred_source = by_level(parallel_G(source["image"]), source_size)
                 loss_seg = {level: cross_entropy(pred, source["label"]) for level, pred in pred_source.items()}
                 loss = sum(lambda_seg[level] * loss_seg[level] for level in D)
-            run.backward(loss / args.iter_size)
+            run.backward(loss / args.iter_size, last=False)
 
             # ... with target
             target = run.next(target_batches)
@@ -193,7 +195,7 @@ def main(args: Flags) -> None:
                 judged = {level: D[level](F.softmax(pred, dim=1)) for level, pred in pred_target.items()}
                 loss_adv = {level: adversarial_loss(logits, DOMAINS["source"], args.gan) for level, logits in judged.items()}
                 loss = sum(lambda_adv[level] * loss_adv[level] for level in D)
-            run.backward(loss / args.iter_size)
+            run.backward(loss / args.iter_size, last=last)
 
             # Train D, with the maps of both domains as G made them before its update.
             for network in D.values():
@@ -203,7 +205,7 @@ def main(args: Flags) -> None:
                     with run.autocast():
                         domain_logits = parallel_D[level](F.softmax(pred.detach(), dim=1))
                         loss = adversarial_loss(domain_logits, DOMAINS[domain], args.gan)
-                    run.backward(loss / 2 / args.iter_size)
+                    run.backward(loss / 2 / args.iter_size, last=last and domain == "target")
                     losses[f"loss_D_{domain}{SUFFIX[level]}"] += loss.detach() / args.iter_size
 
             for level in D:

@@ -239,7 +239,7 @@ def main(args: Flags) -> None:
         with run.autocast():
             pred_source = [upsample(logits, source_size) for logits in parallel_G(source["image"])]
             loss_seg = sum(protocol.segmentation_loss(pred, source["label"]) for pred in pred_source)
-        run.backward(loss_seg)
+        run.backward(loss_seg, last=False)
 
         # ... with target, more strongly where its two classifiers disagree, and keep these different
         target = run.next(target_batches)
@@ -256,7 +256,7 @@ def main(args: Flags) -> None:
         with run.autocast():
             domain_logits = upsample(parallel_D(F.softmax(sum(pred_source).detach(), dim=1)), source_size)
             loss_D_source = adversarial_loss(domain_logits, SOURCE)
-        run.backward(loss_D_source)
+        run.backward(loss_D_source, last=False)
         with run.autocast():
             domain_logits = upsample(parallel_D(F.softmax(sum(pred_target).detach(), dim=1)), target_size)
             weight = None if weight is None else weight.detach()

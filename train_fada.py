@@ -274,7 +274,7 @@ def train_adversarial(args: Flags, classes: ClassSet, device: torch.device) -> N
             logits, source_features = parallel_G(source["image"], with_features=True)
             pred_source = upsample(logits[-1], source_size)
             loss_seg = cross_entropy(pred_source / args.temperature, source["label"])
-        run.backward(loss_seg)
+        run.backward(loss_seg, last=False)
         source_q = soft_label(pred_source, args.temperature, args.clip)
 
         # Train the features with target: make each target pixel look like a source pixel of its class
@@ -293,7 +293,7 @@ def train_adversarial(args: Flags, classes: ClassSet, device: torch.device) -> N
         with run.autocast():
             domain_logits = upsample(parallel_D(source_features.detach()), source_size)
             loss_D_source = soft_cross_entropy(domain_logits, source_q, SOURCE)
-        run.backward(0.5 * loss_D_source)
+        run.backward(0.5 * loss_D_source, last=False)
         with run.autocast():
             domain_logits = upsample(parallel_D(target_features.detach()), target_size)
             loss_D_target = soft_cross_entropy(domain_logits, target_q, TARGET)

@@ -41,10 +41,10 @@ from model import build_model
 from scripts import make_mini_data
 from utils import fake_cuda
 from utils.confusion import ConfusionMatrix
-from utils.cost_model import CARDS, cost_of_step
+from utils.cost_model import CARDS, cost_of_steps
 from utils.device import autocast, choose, peak_memory, prepare
 from utils.domains import target_domain
-from utils.errors import RunError, exit_with_message
+from utils.errors import exit_with_message
 from utils.evaluation import predict
 from utils.files import write_json
 from utils.flags import add_speed_flags
@@ -118,21 +118,19 @@ def main(args: Namespace) -> None:
 def model_step(command: str) -> None:
     """Print what a step of the script and flags in `command`, or of every published method, asks of a GPU."""
     if fake_cuda.FOLDER not in os.environ:
-        reason = fake_cuda.why_not()
-        if reason:
-            raise RunError(f"--model-step cannot be counted here: {reason}")
-        with tempfile.TemporaryDirectory() as folder:
-            sys.exit(subprocess.run([sys.executable, *sys.argv], env=fake_cuda.environment(folder)).returncode)
+        fake_cuda.start_again("--model-step")
     precisions = ("", "--amp bf16 --channels-last")
     commands = [command] if command else [f"{' '.join(words)} {more}" for words in STEPS.values() for more in precisions]
     for one in commands:
         name, *flags = shlex.split(one)
         script = importlib.import_module(name.removesuffix(".py"))
         with contextlib.redirect_stdout(sys.stderr):
-            cost = cost_of_step(script, script.get_arguments(flags))
-        times = "  ".join(f"{card} {1000 * cost.seconds(rates):.1f} ms" for card, rates in CARDS.items())
-        print(f"{one}\n    {cost.flops / 1e12:.2f} TFLOP, {cost.moved / 1e9:.1f} GB moved, {cost.kernels} kernels, ", end="")
-        print(f"at most {cost.peak / 1e9:.2f} GB, {len(cost.waits)} waits\n    at least: {times}", flush=True)
+            costs = cost_of_steps(script, script.get_arguments(flags))
+        for run, cost in costs.items():
+            times = "  ".join(f"{card} {1000 * cost.seconds(rates):.1f} ms" for card, rates in CARDS.items())
+            print(f"{one} ({run})\n    {cost.flops / 1e12:.2f} TFLOP, {cost.moved / 1e9:.1f} GB moved, ", end="")
+            print(f"{cost.kernels} kernels, at most {cost.peak / 1e9:.2f} GB, {len(cost.waits)} waits")
+            print(f"    at least: {times}", flush=True)
 
 
 def describe(device: torch.device, args: Namespace) -> dict[str, Any]:

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from utils.cost_model import Recorder, cost_of_step, pinned
+from utils.cost_model import Recorder, cost_of_steps, pinned
 from utils.fake_cuda import fake_cuda
 
 FAULTS = {
@@ -34,7 +34,8 @@ FAULTS = {
 def step_of(script, flags):
     module = importlib.import_module(script)
     with contextlib.redirect_stdout(sys.stderr):
-        return cost_of_step(module, module.get_arguments(flags))
+        (cost,) = cost_of_steps(module, module.get_arguments(flags)).values()
+    return cost
 
 
 def step_with(fault):

@@ -1,5 +1,7 @@
 """Averaging gradients over processes (tests/test_run.py trains every script in two)."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -17,6 +19,7 @@ def average_calls(monkeypatch):
     monkeypatch.setattr(distributed, "allreduce_hook", lambda *args: calls.append(1) or average(*args))
     yield calls
     torch.distributed.destroy_process_group()
+    distributed._cpu_group.cache_clear()
 
 
 def test_one_average_for_all_passes_of_a_step(average_calls):
@@ -41,3 +44,32 @@ def test_an_error_in_a_pass_does_not_switch_averaging_off(average_calls):
     parallel = distributed.wrap(nn.Conv2d(3, 4, 3))
     parallel(torch.randn(1, 3, 8, 8)).mean().backward()
     assert len(average_calls) == 1
+
+
+@pytest.mark.parametrize(
+    "script, more, averages",
+    [
+        ("train_source", "--iter-size 2", 1),
+        ("train_adaptsegnet", "--iter-size 2", 3),
+        ("train_maxsquare", "--target-mode IW_maxsquare", 1),
+        ("train_clan", "--model MiniResNet18Twin --random-scale False", 2),
+        ("train_fada", "--stage adversarial --batch-size 4 --class-balanced False", 2),
+    ],
+)
+def test_a_step_averages_once_for_each_network(script, more, averages, average_calls, mini_data, tmp_path, monkeypatch):
+    """tests/test_run.py sees that the weights are those of one process with the doubled batch."""
+    steps, average = 2, distributed.allreduce_hook
+    whole_networks = []  # gradients travel in several buckets
+
+    def counted(group, bucket):
+        whole_networks.extend([1] * bucket.is_last())
+        return average(group, bucket)
+
+    monkeypatch.setattr(distributed, "allreduce_hook", counted)
+    monkeypatch.setattr("utils.run.any_process", lambda truth: truth)
+    module = importlib.import_module(script)
+    target = ["--data-dir-target", f"{mini_data}/Cityscapes", "--input-size-target", "96,48"]
+    common = ["--data-dir", f"{mini_data}/GTA5", "--input-size", "96,48", "--restore-from", "none", "--model", "MiniResNet18"]
+    common += ["--device", "cpu", "--num-workers", "0", "--num-steps", str(steps), "--snapshot-dir", str(tmp_path)]
+    module.main(module.get_arguments([*common, *(target if script != "train_source" else []), *more.split()]))
+    assert len(whole_networks) == averages * steps

@@ -4,15 +4,17 @@ The time is that of a roofline: every kernel takes as long as its FLOPs at the c
 bandwidth, or its launch, whichever is longest. docs/benchmarks.md says what that leaves out.
 """
 
+import itertools
 import math
 import os
+import sys
 import tempfile
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -30,18 +32,20 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Card(NamedTuple):
-    """Peak rates as the maker states them (dense): FLOP/s of matrix products in bf16 and TF32, and bytes/s of memory."""
+    """Peak rates as the maker states them (dense): FLOP/s of matrix products in bf16 and TF32, and bytes/s and GB of memory."""
 
     half: float
     single: float
     bandwidth: float
+    memory: float
 
 
+# From NVIDIA's data sheets (H200, H100 SXM, A100 80 GB SXM) and its white paper on the Ada architecture (RTX 4090).
 CARDS = {
-    "H200": Card(989e12, 494e12, 4.8e12),
-    "H100": Card(989e12, 494e12, 3.35e12),
-    "A100": Card(312e12, 156e12, 2.04e12),
-    "RTX 4090": Card(165e12, 82.6e12, 1.01e12),
+    "H200": Card(989e12, 494e12, 4.8e12, 141),
+    "H100": Card(989e12, 494e12, 3.35e12, 80),
+    "A100": Card(312e12, 156e12, 2.04e12, 80),
+    "RTX 4090": Card(165e12, 82.6e12, 1.01e12, 24),
 }
 REACHED = 0.8  # of the matrix rates, by large convolutions
 LAUNCH = 2e-6  # the shortest that a kernel takes, in seconds
@@ -68,6 +72,7 @@ class StepCost:
     flops: float = 0.0
     moved: float = 0.0
     peak: int = 0
+    images: int = 0
     waits: list[str] = field(default_factory=list)
     work: list[tuple[float, float, bool]] = field(default_factory=list)  # (FLOPs, bytes, in half precision) of every kernel
 
@@ -126,7 +131,8 @@ class Recorder(TorchDispatchMode):
         return False if tensor.dtype == torch.bool else 1.0 if tensor.is_floating_point() else 1
 
     def wait(self, what: str) -> None:
-        self.current.waits.append(f"{what} at {_line()}")
+        if self.in_step:
+            self.current.waits.append(f"{what} at {_line()}")
 
     def _look_at_copy(self, name: str, args: Any, options: Any, results: list[Tensor]) -> None:
         source, target = (args[1], args[0]) if name == "copy_" else (args[0], results[0])
@@ -210,20 +216,48 @@ def _line() -> str:
 
 # A script's own loop
 
+STEPS = 2  # the first one makes what optimizers keep, the second is like all that follow
+
+
+class _BlankImages:
+    """Stands for a data set of one domain: images of one size (W,H), all alike.
+
+    Args:
+        label_stride: of the labels to the images; 0 for none.
+        num_classes: of soft labels, 0 for none.
+        marked: whether samples say which domain they are of.
+    """
+
+    records = ()
+
+    def __init__(self, size: tuple[int, int], label_stride: int = 1, num_classes: int = 0, marked: bool = False) -> None:
+        self.size, self.label_stride, self.num_classes, self.marked = size, label_stride, num_classes, marked
+
+    def __len__(self) -> int:
+        return 2975
+
+    def batch(self, n: int) -> dict[str, Tensor]:
+        width, height = self.size
+        batch = {"image": torch.zeros(n, 3, height, width, dtype=torch.uint8)}
+        if self.label_stride:
+            batch["label"] = torch.zeros(n, height // self.label_stride, width // self.label_stride, dtype=torch.uint8)
+        if self.num_classes:
+            batch["soft"] = torch.zeros(n, self.num_classes, height, width)
+        if self.marked:
+            batch["target"] = torch.zeros(n, dtype=torch.float64)
+        return batch
+
 
 class _Batches:
     """Stands for an EndlessLoader: the same images again and again, without files."""
 
-    world_size, dataset = 1, range(2975)
+    world_size = 1
 
-    def __init__(self, batch_size: int, size: tuple[int, int], labels: bool, pin: Callable[[Tensor], Tensor]) -> None:
-        self.batch_size, self.size, self.labels, self.pin = batch_size, size, labels, pin
+    def __init__(self, batch_size: int, dataset: _BlankImages, pin: Callable[[Tensor], Tensor]) -> None:
+        self.batch_size, self.dataset, self.pin = batch_size, dataset, pin
 
     def __next__(self) -> dict[str, Any]:
-        width, height = self.size
-        batch: dict[str, Any] = {"image": self.pin(torch.zeros(self.batch_size, 3, height, width, dtype=torch.uint8))}
-        if self.labels:
-            batch["label"] = self.pin(torch.zeros(self.batch_size, height, width, dtype=torch.uint8))
+        batch = {key: self.pin(value) for key, value in self.dataset.batch(self.batch_size).items()}
         return {**batch, "path": ["none"] * self.batch_size, "name": ["none"] * self.batch_size}
 
     def state_dict(self) -> dict:
@@ -233,62 +267,104 @@ class _Batches:
         pass
 
 
-def drive(
-    script: ModuleType, args: Flags, step_context: Callable[[], AbstractContextManager], pin: Callable[[Tensor], Tensor]
-) -> None:
-    """Run a training script's `main`, each step within a `step_context()`; with random weights, without data and files.
+def _stand_ins(pin: Callable[[Tensor], Tensor]) -> dict[str, Callable[..., Any]]:
+    """For whatever in a script reads data or weights, or writes labels, by its name there."""
 
-    Args:
-        script: train_source, train_adaptsegnet, ...
-        pin: what puts a tensor into pinned memory.
-    """
-    steps = Run.steps
-
-    def within_context(run: Run) -> Iterator[int]:
-        for step in steps(run):
-            with step_context():
-                yield step
+    def batches(args: Flags, images: _BlankImages, *_: Any, **__: Any) -> _Batches:
+        return _Batches(args.batch_size, images, pin)
 
     def source(args: Flags, *_: Any, **__: Any) -> _Batches:
-        return _Batches(args.batch_size, args.input_size, True, pin)
+        return batches(args, _BlankImages(args.input_size))
 
     def target(args: Flags, *_: Any, **__: Any) -> _Batches:
-        return _Batches(args.batch_size, args.input_size_target, False, pin)
+        return batches(args, _BlankImages(args.input_size_target, label_stride=0))
+
+    def domain(*_: Any, **__: Any) -> SimpleNamespace:
+        return SimpleNamespace(dataset=lambda *_, **__: _BlankImages((1, 1)))
+
+    def labelled_target(args: Flags, *_: Any, **__: Any) -> _BlankImages:
+        return _BlankImages(args.input_size_target)
+
+    def report(*_: Any, **__: Any) -> SimpleNamespace:
+        return SimpleNamespace(rare=[], priority=[])
+
+    def both(args: Flags, protocol: Any, classes: Sized, report: Any, *_: Any, **__: Any) -> _BlankImages:
+        stride, soft = protocol.crops(args, report)[0].label_stride, len(classes) if args.lr_weight_ent else 0
+        return _BlankImages(args.input_size, stride, soft, marked=True)
 
     def nothing(*_: Any, **__: Any) -> None:
         pass
 
-    loaders = {"source_loader": source, "target_loader": target, "source_val_loader": nothing, "target_val_loader": nothing}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        replaced(*((script, name, stand_in) for name, stand_in in loaders.items() if hasattr(script, name))),
-        replaced((Run, "steps", within_context), (Run, "_save_networks", nothing), (Run, "_save_state", nothing)),
-    ):
-        changes = {"snapshot_dir": folder, "restore_from": "none", "num_steps_stop": 3, "val_every": 0}
-        script.main(args.with_values(**changes))
+    def no_file(*_: Any, **__: Any) -> str:
+        return "none"
+
+    return {
+        **dict.fromkeys(("source_loader", "class_balanced_loader"), source),
+        "target_loader": target,
+        "endless": batches,
+        **dict.fromkeys(("source_domain", "target_domain"), domain),
+        "pseudo_labelled_dataset": labelled_target,
+        "label_target": report,
+        "training_set": both,
+        **dict.fromkeys(("restore", "restore_discriminators", "read_prior", "write_pseudo_labels"), nothing),
+        "weights_before": no_file,
+    }
 
 
-def cost_of_step(script: ModuleType, args: Flags) -> StepCost:
-    """The cost of a later step of a training script with these flags, on a card whatever the flags say. A compiled network is
-    counted as it is before its compilation.
+def drive(
+    script: ModuleType, args: Flags, step_context: Callable[[Run], AbstractContextManager], pin: Callable[[Tensor], Tensor]
+) -> None:
+    """Run a training script's `main` for a few steps of each of its runs, with random weights, without data and snapshots.
+
+    Args:
+        script: train_source, train_adaptsegnet, ...
+        step_context: from a run to what each of its steps is made in.
+        pin: what puts a tensor into pinned memory.
+    """
+    steps = Run.steps
+    stand_ins = [(script, name, stand_in) for name, stand_in in _stand_ins(pin).items() if hasattr(script, name)]
+
+    def nothing(*_: Any, **__: Any) -> None:
+        pass
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def within_context(run: Run) -> Iterator[int]:
+            for step in itertools.islice(steps(run), STEPS):
+                with step_context(run):
+                    yield step
+            run._close()
+
+        unsaved = [(Run, "steps", within_context), (Run, "_save_networks", nothing), (Run, "_save_state", nothing)]
+        with replaced(*stand_ins, *unsaved):
+            quick = {"num_rounds": 2} if hasattr(args, "num_rounds") else {}  # they are all alike
+            quiet = {"snapshot_dir": f"{folder}/step", "resume": False, "val_every": 0, "log_every": sys.maxsize}
+            script.main(args.with_values(**quiet, **quick))
+
+
+def cost_of_steps(script: ModuleType, args: Flags) -> dict[str, StepCost]:
+    """The cost of a later step of each run of a training script with these flags, by the name of its directory ("step" if there
+    is but one run), on a card whatever the flags say. A compiled network is counted as it is before its compilation.
 
     The process must have been started with `fake_cuda.environment`.
 
     Raises:
         DeviceError: the step needs a value from the device to go on.
     """
-    costs: list[StepCost] = []
+    costs: dict[str, StepCost] = {}
     recorder = Recorder()
 
     @contextmanager
-    def counted() -> Iterator[None]:
+    def counted(run: Run) -> Iterator[None]:
+        before = run.images
         with recorder.step() as cost:
-            costs.append(cost)
             yield
+        cost.images = run.images - before
+        costs[os.path.basename(run.directory)] = cost
 
     with fake_cuda(), recorder:
         drive(script, args.with_values(device="cuda", gpu=None, compile=False), counted, pinned)
-    return costs[-1]
+    return costs
 
 
 def pinned(tensor: Tensor) -> Tensor:

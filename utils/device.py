@@ -45,7 +45,14 @@ def _make_current(gpu: torch.device) -> torch.device:
 
 
 def set_up(args: Namespace) -> torch.device:
-    """Seed everything, join the process group under torchrun, and return this process's device (see `choose`)."""
+    """Seed everything, join the process group under torchrun, and return this process's device (see `choose`).
+
+    With --estimate the program ends here.
+    """
+    if getattr(args, "estimate", False):
+        from .estimate import tell  # it knows everything about a run, so it cannot be imported by what runs need
+
+        tell(args)
     device = distributed.start(choose(args), getattr(args, "timeout", distributed.USUAL_TIMEOUT))
     if device.type == "cuda":
         # Image sizes are constant, so the search for the fastest convolutions pays. It costs bit-exact repeatability on GPUs.

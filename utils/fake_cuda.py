@@ -12,11 +12,15 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from .errors import RunError
 
 FOLDER = "SEGADAPT_FAKE_CUDA"  # the environment variable that says where the stand-in libraries are
 
@@ -50,6 +54,19 @@ def environment(folder: str) -> dict[str, str]:
     paths = [folder, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     preload = os.path.join(folder, "libfake_devices.so")
     return {**os.environ, FOLDER: folder, "LD_LIBRARY_PATH": ":".join(paths), "LD_PRELOAD": preload}
+
+
+def start_again(flag: str) -> NoReturn:
+    """Run this program anew in a process with a fake device, and exit as that does.
+
+    Raises:
+        RunError: `flag` cannot be served here.
+    """
+    reason = why_not()
+    if reason:
+        raise RunError(f"{flag} cannot be counted here: {reason}")
+    with tempfile.TemporaryDirectory() as folder:
+        sys.exit(subprocess.run([sys.executable, *sys.argv], env=environment(folder)).returncode)
 
 
 def _build(folder: str, name: str, text: str) -> None:

@@ -40,6 +40,9 @@ RESUME = "continue the run in --snapshot-dir exactly where it stopped; auto: if 
 TIMEOUT = "end the process, with status 124, when it has made no progress for so long; 0: never"
 ON_BAD_SAMPLE = "skip: train on the next image in place of one that cannot be read; ends above 1 %% of the samples"
 AMP = "mixed precision: bf16 on recent cards, fp16 (with loss scaling) on older ones"
+ESTIMATE = (
+    "tell memory and speed of these flags on several GPUs, and end; needs no GPU, no data and no weights, but a C compiler"
+)
 FAST = "the same as --amp bf16 --channels-last --compile; what stands behind it on the command line is still heeded"
 
 
@@ -151,6 +154,7 @@ def add_run_flags(parser: Parser) -> Any:
     group.add_argument(
         "--val-every", type=values.count, default=0, metavar="N", help="steps between validations, which keep the best; 0: none"
     )
+    parser.add_switch("--estimate", group=group, help=ESTIMATE)
     group.add_argument("--save-num-images", type=values.count, default=2, metavar="N", help="images in TensorBoard's pictures")
     group.add_argument("--timeout", type=not_negative, default=USUAL_TIMEOUT, metavar="SECONDS", help=TIMEOUT)
     group.add_argument("--on-bad-sample", choices=("error", "skip"), default="error", help=ON_BAD_SAMPLE)

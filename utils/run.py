@@ -43,6 +43,7 @@ from .watchdog import announced, at, waiting_for, watching
 # Flags that may change when a run is resumed: they alter neither weights nor data order.
 FREE_ON_RESUME = {
     "resume",
+    "estimate",
     "device",
     "gpu",
     "num_workers",

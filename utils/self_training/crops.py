@@ -45,6 +45,8 @@ class ScaledCrop:
         rare: ids of the classes to look for; with probability `chance` the crop is centred on a pixel of one of them.
     """
 
+    label_stride = 1  # of labels to images
+
     def __init__(
         self,
         size: tuple[int, int],
@@ -115,6 +117,8 @@ class CanvasCrop:
         origin, max_side: the longer side that sizes are drawn around, and the longest side of the data set's images.
         priority, rare: ids to centre the window on with probability `chance`: those of `priority` that are there, else `rare`.
     """
+
+    label_stride = 8
 
     def __init__(
         self,
