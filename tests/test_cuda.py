@@ -26,32 +26,32 @@ BF16, FP16 = "--amp bf16 --channels-last", "--amp fp16 --channels-last"
 # Script and flags; kernels, and megabytes that tensors take at most. A change may lower a bound; raising one needs a reason.
 CASES: dict[str, tuple[str, str, int, float]] = {
     "source, frozen norms, bf16": ("train_source", f"--batch-norm frozen {BF16}", 1085, 2323),
-    "AdaptSegNet, fp16": ("train_adaptsegnet", f"{ADAPTSEGNET} {FP16}", 2911, 4316),
+    "AdaptSegNet, fp16": ("train_adaptsegnet", f"{ADAPTSEGNET} {FP16}", 2977, 4316),
     "MaxSquare, bf16": ("train_maxsquare", f"{MAXSQUARE} {BF16}", 2762, 4233),
-    "CLAN": ("train_clan", CLAN, 2393, 7671),
-    "FADA": ("train_fada", FADA, 9999, 9999),
-    "FADA distill, bf16": ("train_fada", f"--batch-size 1 --stage distill {BF16}", 9999, 9999),
-    "CBST": ("train_cbst", CBST, 9999, 9999),
-    "LRENT, fp16": ("train_cbst", f"{CBST} --lr-weight-ent 0.25 {FP16}", 9999, 9999),
+    "CLAN": ("train_clan", CLAN, 2388, 7669),
+    "FADA": ("train_fada", FADA, 1882, 4290),
+    "FADA distill, bf16": ("train_fada", f"--batch-size 1 --stage distill {BF16}", 1176, 2501),
+    "CBST": ("train_cbst", CBST, 861, 2421),
+    "LRENT, fp16": ("train_cbst", f"{CBST} --lr-weight-ent 0.25 {FP16}", 1134, 1557),
     "MRKLD of 2018, bf16": ("train_cbst", f"{CBST_2018} --mr-weight-kld 0.1 {BF16}", 9999, 9999),
 }
 SLOW_CASES: dict[str, tuple[str, str, int, float]] = {
     "source": ("train_source", "", 984, 7349),
-    "source, fp16": ("train_source", FP16, 1300, 7349),
+    "source, fp16": ("train_source", FP16, 1251, 4017),
     "source, frozen norms": ("train_source", "--batch-norm frozen", 863, 3961),
-    "AdaptSegNet": ("train_adaptsegnet", ADAPTSEGNET, 2331, 7569),
-    "AdaptSegNet, bf16": ("train_adaptsegnet", f"{ADAPTSEGNET} {BF16}", 2911, 4316),
-    "AdaptSegNet, VGG, fp16": ("train_adaptsegnet", f"--model DeeplabVGG {FP16}", 9999, 9999),
+    "AdaptSegNet": ("train_adaptsegnet", ADAPTSEGNET, 2321, 7569),
+    "AdaptSegNet, bf16": ("train_adaptsegnet", f"{ADAPTSEGNET} {BF16}", 2901, 4316),
+    "AdaptSegNet, VGG, fp16": ("train_adaptsegnet", f"--model DeeplabVGG {FP16}", 712, 1506),
     "MaxSquare": ("train_maxsquare", MAXSQUARE, 2308, 7486),
-    "MaxSquare, fp16": ("train_maxsquare", f"{MAXSQUARE} {FP16}", 2800, 7486),
-    "CLAN, bf16": ("train_clan", f"{CLAN} {BF16}", 2947, 4443),
-    "CLAN, fp16": ("train_clan", f"{CLAN} {FP16}", 3100, 4443),
-    "FADA source": ("train_fada", "--batch-size 1 --stage source", 9999, 9999),
-    "FADA, bf16": ("train_fada", f"{FADA} {BF16}", 9999, 9999),
-    "FADA, fp16": ("train_fada", f"{FADA} {FP16}", 9999, 9999),
-    "FADA, VGG, bf16": ("train_fada", f"{FADA} --model deeplab_vgg16 {BF16}", 9999, 9999),
-    "CBST, bf16": ("train_cbst", f"{CBST} {BF16}", 9999, 9999),
-    "MRKLD": ("train_cbst", f"{CBST} --mr-weight-kld 0.1", 9999, 9999),
+    "MaxSquare, fp16": ("train_maxsquare", f"{MAXSQUARE} {FP16}", 2809, 4233),
+    "CLAN, bf16": ("train_clan", f"{CLAN} {BF16}", 2942, 4441),
+    "CLAN, fp16": ("train_clan", f"{CLAN} {FP16}", 3003, 4441),
+    "FADA source": ("train_fada", "--batch-size 1 --stage source", 841, 4003),
+    "FADA, bf16": ("train_fada", f"{FADA} {BF16}", 2371, 2640),
+    "FADA, fp16": ("train_fada", f"{FADA} {FP16}", 2403, 2640),
+    "FADA, VGG, bf16": ("train_fada", f"{FADA} --model deeplab_vgg16 {BF16}", 646, 1716),
+    "CBST, bf16": ("train_cbst", f"{CBST} {BF16}", 1087, 1517),
+    "MRKLD": ("train_cbst", f"{CBST} --mr-weight-kld 0.1", 889, 2421),
     "CBST of 2018": ("train_cbst", CBST_2018, 9999, 9999),
     "CBST of 2018, fp16": ("train_cbst", f"{CBST_2018} {FP16}", 9999, 9999),
 }
@@ -99,6 +99,57 @@ def test_a_step_on_a_fake_gpu(case, counted):
 @pytest.mark.parametrize("case", SLOW_CASES)
 def test_other_modes_on_a_fake_gpu(case, counted_slowly):
     check(counted_slowly[case], *SLOW_CASES[case][2:])
+
+
+LINE = (
+    r"with (?:these flags|--fast), (\w+): about ([\d.]+) GB; images/s at most: H200 ([\d.e+]+), H100 .*, A100 .*, RTX 4090 .*"
+)
+
+
+def estimate(script, *flags):
+    """[(run, GB, images/s on an H200)] of what --estimate prints: of the flags, then with --fast."""
+    if torch.cuda.is_available() or why_not():
+        pytest.skip(why_not() or "there is a real GPU")
+    command = [sys.executable, script, "--estimate", *flags]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    *lines, caveat = result.stdout.splitlines()
+    assert "docs/benchmarks.md" in caveat
+    found = [re.fullmatch(LINE, line) for line in lines if line.startswith("with ")]
+    return [(match[1], float(match[2]), float(match[3])) for match in found]
+
+
+def test_estimate_needs_neither_data_nor_gpu(tmp_path):
+    flags = ("--model", "MiniResNet18", "--input-size", "192,96", "--data-dir", str(tmp_path / "none"))
+    plain, fast = estimate("train_source.py", *flags, "--snapshot-dir", str(tmp_path / "run"))
+    assert plain[0] == fast[0] == "step" and plain[1] > 0 and plain[2] > 0
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script, more, runs",
+    [
+        ("train_adaptsegnet.py", "", ["step"]),
+        ("train_maxsquare.py", "--multi", ["step"]),
+        ("train_clan.py", "--model MiniResNet18Twin", ["step"]),
+        ("train_fada.py", "--stage all", ["source", "adversarial", "distill"]),
+        ("train_cbst.py", "--lr-weight-ent 0.25", ["round0"]),
+    ],
+)
+def test_every_script_estimates(script, more, runs):
+    sizes = ("--model", "MiniResNet18", "--input-size", "192,96", "--input-size-target", "192,96")
+    assert [run for run, *_ in estimate(script, *sizes, *more.split())] == 2 * runs
+
+
+@pytest.mark.slow
+def test_the_published_estimate_is_the_row_of_the_table():
+    """| AdaptSegNet | TFLOP | kernels | GB fp32 / bf16 | ms on an H200 fp32 / bf16 | ..."""
+    row = next(line for line in (ROOT / "docs/benchmarks.md").read_text().splitlines() if line.startswith("| AdaptSegNet | 6"))
+    memory, milliseconds = ([float(value) for value in cell.split("/")] for cell in row.split("|")[4:6])
+    found = estimate("train_adaptsegnet.py")
+    assert [gigabytes for _, gigabytes, _ in found] == memory
+    assert [2000 / speed for _, _, speed in found] == pytest.approx(milliseconds, rel=0.01)
 
 
 FOUND = {

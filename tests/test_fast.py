@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import train_adaptsegnet
@@ -87,3 +90,29 @@ def test_compiled_training_has_the_losses_of_uncompiled(mini_data, tmp_path):
     losses, _ = train(mini_data, tmp_path / "eager", 3, "--fast", "--compile", "False")
     fast_losses, _ = train(mini_data, tmp_path / "compiled", 3, "--fast")
     assert fast_losses == pytest.approx(losses, rel=0.02)
+
+
+# A program with a compiled network, and how often it found what it needs compiled already.
+COMPILED = """
+import sys, torch
+from argparse import Namespace
+from utils.device import prepare, set_up
+args = Namespace(device="cpu", gpu=None, random_seed=1, compile=True, channels_last=False, snapshot_dir=sys.argv[1])
+device = set_up(args)
+network = prepare(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh()), args, device)
+network(torch.rand(3, 4)).sum().backward()
+from torch._dynamo.utils import counters
+found = counters["aot_autograd"]["autograd_cache_hit"] + counters["inductor"]["fxgraph_cache_hit"]
+print("found" if found else "compiled")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_resumed_run_does_not_compile_again(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    for expected in ("compiled", "found"):
+        command = [sys.executable, "-c", COMPILED, str(tmp_path)]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert result.stdout.split() == [expected], result.stderr[-2000:]
+    assert (tmp_path / "compiled").is_dir()
