@@ -14,6 +14,7 @@ utils/cost_model.py and docs/benchmarks.md.
 
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import platform
@@ -63,6 +64,13 @@ STEPS = {
     "MaxSquare": ["train_maxsquare.py", "--target-mode", "IW_maxsquare", "--val-every", "0"],
     "CLAN": ["train_clan.py", "--random-scale", "False"],
 }
+# For what needs no data: the methods that go on from a network, or in stages and rounds, too.
+MODELLED_STEPS = [
+    *STEPS.values(),
+    ["train_source.py", "--batch-norm", "frozen"],
+    ["train_fada.py", "--stage", "adversarial", "--batch-size", "2"],
+    ["train_cbst.py", "--batch-size", "1", "--num-rounds", "2", "--mr-weight-kld", "0.1"],
+]
 MODEL_STEP = (
     "count the kernels, memory and time of a training step on GPUs that need not be there, and measure nothing: of published "
     "methods, or of a script with its flags, in quotes"
@@ -120,7 +128,7 @@ def model_step(command: str) -> None:
     if fake_cuda.FOLDER not in os.environ:
         fake_cuda.start_again("--model-step")
     precisions = ("", "--amp bf16 --channels-last")
-    commands = [command] if command else [f"{' '.join(words)} {more}" for words in STEPS.values() for more in precisions]
+    commands = [command] if command else [f"{' '.join(words)} {more}" for words in MODELLED_STEPS for more in precisions]
     for one in commands:
         name, *flags = shlex.split(one)
         script = importlib.import_module(name.removesuffix(".py"))
@@ -130,7 +138,9 @@ def model_step(command: str) -> None:
             times = "  ".join(f"{card} {1000 * cost.seconds(rates):.1f} ms" for card, rates in CARDS.items())
             print(f"{one} ({run})\n    {cost.flops / 1e12:.2f} TFLOP, {cost.moved / 1e9:.1f} GB moved, ", end="")
             print(f"{cost.kernels} kernels, at most {cost.peak / 1e9:.2f} GB, {len(cost.waits)} waits")
-            print(f"    at least: {times}", flush=True)
+            longest = itertools.islice(cost.profile(CARDS["H100"]).items(), 8)
+            print(f"    at least: {times}\n    of this on an H100: ", end="")
+            print(", ".join(f"{name} {1000 * seconds:.1f}" for name, seconds in longest), flush=True)
 
 
 def describe(device: torch.device, args: Namespace) -> dict[str, Any]:

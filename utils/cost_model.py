@@ -11,6 +11,7 @@ import sys
 import tempfile
 import traceback
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -64,6 +65,15 @@ class DeviceError(RuntimeError):
     """A step does what it must not on a GPU; the message names the operation and the line."""
 
 
+class Work(NamedTuple):
+    """Of one kernel: FLOPs, bytes, and whether it computes in half precision."""
+
+    operation: str
+    flops: float
+    moved: float
+    half: bool
+
+
 @dataclass
 class StepCost:
     """What was counted in a step. Bytes of memory are those that tensors take, without the allocator's and cuDNN's own."""
@@ -74,14 +84,19 @@ class StepCost:
     peak: int = 0
     images: int = 0
     waits: list[str] = field(default_factory=list)
-    work: list[tuple[float, float, bool]] = field(default_factory=list)  # (FLOPs, bytes, in half precision) of every kernel
+    work: list[Work] = field(default_factory=list)
 
     def seconds(self, card: Card) -> float:
         """Of the GPU alone; if the host is slower in launching, the step is."""
-        return sum(
-            max(flops / (REACHED * (card.half if half else card.single)), moved / card.bandwidth, LAUNCH)
-            for flops, moved, half in self.work
-        )
+        return sum(self.profile(card).values())
+
+    def profile(self, card: Card) -> dict[str, float]:
+        """The seconds of each kind of operation, the longest first."""
+        seconds: dict[str, float] = defaultdict(float)
+        for work in self.work:
+            rate = REACHED * (card.half if work.half else card.single)
+            seconds[work.operation] += max(work.flops / rate, work.moved / card.bandwidth, LAUNCH)
+        return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
 class Recorder(TorchDispatchMode):
@@ -187,7 +202,7 @@ class Recorder(TorchDispatchMode):
         step.kernels += kernels
         step.flops += flops
         step.moved += moved
-        step.work += [(flops / kernels, moved / kernels, half)] * kernels
+        step.work += [Work(name, flops / kernels, moved / kernels, half)] * kernels
 
 
 def _written(name: str, args: Any) -> list[Tensor]:

@@ -58,7 +58,7 @@ def set_up(args: Namespace) -> torch.device:
     if device.type == "cuda":
         # Image sizes are constant, so the search for the fastest convolutions pays. It costs bit-exact repeatability on GPUs.
         torch.backends.cudnn.benchmark = True
-    if args.compile:
+    if args.compile and hasattr(args, "snapshot_dir"):
         # With the run, so that it goes on without compiling again, also on another machine of a cluster.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.abspath(os.path.join(args.snapshot_dir, "compiled")))
     seed_everything(args.random_seed)

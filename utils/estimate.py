@@ -21,7 +21,7 @@ def tell(args: Flags) -> None:
     """Print memory and images a second for each card, for the flags as they are and with --fast, and exit.
 
     Raises:
-        RunError: it cannot be counted here, or several processes ask.
+        RunError: it cannot be counted here, several processes ask, or there is no training.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise RunError("--estimate is of one process with its own GPU: leave torchrun away")
@@ -31,7 +31,10 @@ def tell(args: Flags) -> None:
         flags = args.with_values(estimate=False, **values)
         if values and vars(flags) == vars(args.with_values(estimate=False)):
             continue
-        for run, cost in _silently_counted(sys.modules["__main__"], flags).items():
+        costs = _silently_counted(sys.modules["__main__"], flags)
+        if not costs:
+            raise RunError("--estimate: with these flags nothing is trained")
+        for run, cost in costs.items():
             print(f"{title}, {run}: {_line(cost)}", flush=True)
     print(CAVEAT)
     sys.exit()
