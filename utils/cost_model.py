@@ -352,7 +352,7 @@ def drive(
 
         unsaved = [(Run, "steps", within_context), (Run, "_save_networks", nothing), (Run, "_save_state", nothing)]
         with replaced(*stand_ins, *unsaved):
-            quick = {"num_rounds": 2} if hasattr(args, "num_rounds") else {}  # they are all alike
+            quick = {"num_rounds": min(2, args.num_rounds)} if hasattr(args, "num_rounds") else {}  # they are all alike
             quiet = {"snapshot_dir": f"{folder}/step", "resume": False, "val_every": 0, "log_every": sys.maxsize}
             script.main(args.with_values(**quiet, **quick))
 

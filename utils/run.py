@@ -148,9 +148,8 @@ class Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
         self.network = cast(Segmenter, networks[""])
         self.network.classes = plan.classes.to_json()
-        if self.scaler.is_enabled():
-            for optimizer in optimizers.values():
-                optimizer.register_step_post_hook(self._count_update)
+        counted = optimizers.values() if self.scaler.is_enabled() else ()
+        self.hooks = [optimizer.register_step_post_hook(self._count_update) for optimizer in counted]
         self.first_step = self.step = 0
         # For --amp fp16 only: whether an optimizer's update was made (1 or 0, perhaps still on the device), those skipped in
         # this step, and all that are known of.
@@ -575,6 +574,8 @@ class Run:
         wait_for_all()
 
     def _close(self) -> None:
+        for hook in self.hooks:
+            hook.remove()  # or optimizers and run would keep each other, and the next round would find less memory
         for loader in self.loaders.values():
             loader.close()
         self.log.close()
