@@ -67,6 +67,7 @@ def test_a_step_averages_once_for_each_network(script, more, averages, average_c
 
     monkeypatch.setattr(distributed, "allreduce_hook", counted)
     monkeypatch.setattr("utils.run.any_process", lambda truth: truth)
+    monkeypatch.setattr("utils.run.gather", lambda value: [value])
     module = importlib.import_module(script)
     target = ["--data-dir-target", f"{mini_data}/Cityscapes", "--input-size-target", "96,48"]
     common = ["--data-dir", f"{mini_data}/GTA5", "--input-size", "96,48", "--restore-from", "none", "--model", "MiniResNet18"]

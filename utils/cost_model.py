@@ -266,7 +266,7 @@ class _BlankImages:
 class _Batches:
     """Stands for an EndlessLoader: the same images again and again, without files."""
 
-    world_size = 1
+    world_size, position = 1, 0
 
     def __init__(self, batch_size: int, dataset: _BlankImages, pin: Callable[[Tensor], Tensor]) -> None:
         self.batch_size, self.dataset, self.pin = batch_size, dataset, pin
@@ -274,6 +274,9 @@ class _Batches:
     def __next__(self) -> dict[str, Any]:
         batch = {key: self.pin(value) for key, value in self.dataset.batch(self.batch_size).items()}
         return {**batch, "path": ["none"] * self.batch_size, "name": ["none"] * self.batch_size}
+
+    def next_files(self) -> list[str]:
+        return []
 
     def state_dict(self) -> dict:
         return {}

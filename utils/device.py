@@ -3,13 +3,14 @@
 import contextlib
 import os
 from argparse import Namespace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 
 from . import distributed
 from .errors import RunError
+from .parser import Flags
 from .seeding import seed_everything
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -53,7 +54,7 @@ def set_up(args: Namespace) -> torch.device:
     if getattr(args, "estimate", False):
         from .estimate import tell  # it knows everything about a run, so it cannot be imported by what runs need
 
-        tell(args)
+        tell(cast(Flags, args))
     device = distributed.start(choose(args), getattr(args, "timeout", distributed.USUAL_TIMEOUT))
     if device.type == "cuda":
         # Image sizes are constant, so the search for the fastest convolutions pays. It costs bit-exact repeatability on GPUs.

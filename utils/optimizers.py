@@ -79,8 +79,19 @@ class RepeatedUpdateSGD(Optimizer):
             torch._foreach_add_(tensors, others, alpha=factor)
             return
         # Plain SGD's kernel adds in the same way, and is the one that can be told on the device not to.
-        plain = {"momentum": 0.0, "weight_decay": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False}
-        torch._fused_sgd_(tensors, others, [], lr=-factor, **plain, is_first_step=False, found_inf=found_inf)
+        torch._fused_sgd_(
+            tensors,
+            others,
+            [],
+            lr=-factor,
+            momentum=0.0,
+            weight_decay=0.0,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+            found_inf=found_inf,
+        )
 
 
 def _all_visits(visits: int, lr: float, momentum: float, weight_decay: float) -> tuple[float, ...]:
