@@ -279,7 +279,7 @@ def test_a_damaged_args_json(content, finished, mini_data, tmp_path):
 
 
 def test_a_log_on_a_full_disk_is_named(tmp_path):
-    log = RunLog(str(tmp_path), 0, False, True)
+    log = RunLog(str(tmp_path), 0, True)
     log.metrics = FullDisk(log.metrics, 10)
     with pytest.raises(OSError, match="No space left on device; it needs more than 0 bytes") as caught:
         log.line(0, {"loss": {"loss_seg": 1.0}})

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from dataset.errors import DataError
 
+from .files import reason
+
 # EX_TEMPFAIL of sysexits.h: not an error, the same command goes on later.
 STOPPED = 75
 # As timeout(1) has it: there was no progress for --timeout seconds.
@@ -54,7 +56,7 @@ def exit_with_message() -> Iterator[None]:
     except OSError as error:
         if error.filename is None:
             raise
-        _exit(f"{error.filename}: {error.strerror}")
+        _exit(f"{error.filename}: {reason(error, error.filename)}")
     except RuntimeError as error:
         told = _lost_process(error)
         if told is None:

@@ -72,11 +72,17 @@ def _of_the_system(error: BaseException | None) -> OSError | None:
 
 
 def _named(error: OSError, path: str | os.PathLike, written: int = 0) -> OSError:
-    reason = error.strerror
-    if error.errno in FULL:
-        free = shutil.disk_usage(os.path.dirname(path) or ".").free
-        reason = f"{reason}; it needs more than {written} bytes, {free} are free"
-    return OSError(error.errno, reason, os.fspath(path))
+    return OSError(error.errno, reason(error, path, written), os.fspath(path))
+
+
+def reason(error: OSError, path: str | os.PathLike, written: int = 0) -> str:
+    """What an error of the system says, of a full disk with the bytes that did fit and those that are free."""
+    if error.errno not in FULL or "are free" in error.strerror:
+        return error.strerror
+    folder = os.path.dirname(path)
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return f"{error.strerror}; it needs more than {written} bytes, {shutil.disk_usage(folder or '.').free} are free"
 
 
 def sweep(directory: str, is_ours: Callable[[str], bool]) -> None:

@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import secrets
 import socket
 import time
@@ -15,8 +16,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from .errors import RunError
+from .files import naming
 
 NAME = "in_use.json"
+ATTEMPT = re.compile(rf"{re.escape(NAME)}\.[0-9a-f]{{16}}")
 
 
 # Of this process; given free when it ends.
@@ -43,6 +46,7 @@ class Lock:
         os.makedirs(directory, exist_ok=True)
         while not self._create():
             self._remove_if_dead()
+        self._sweep()
         _held.append(self)
 
     def release(self) -> None:
@@ -57,24 +61,43 @@ class Lock:
         """True if the file is ours now; it is never seen half-written."""
         content = json.dumps(self.owner).encode()
         complete = f"{self.path}.{self.owner['key']}"
-        with open(complete, "wb") as file:
-            file.write(content)
+        try:
+            with naming(self.path), open(complete, "wb") as file:
+                file.write(content)
+            return self._link(complete, content)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(complete)
+
+    def _link(self, complete: str, content: bytes) -> bool:
         try:
             os.link(complete, self.path)
-        except FileExistsError:
-            return False
+        except (FileExistsError, FileNotFoundError):
+            return False  # somebody has the lock, or just had it and has swept this attempt
         except OSError:
             return self._create_without_links(content)
-        finally:
-            os.remove(complete)
         return True
+
+    def _sweep(self) -> None:
+        """Remove what processes left behind that were killed while they took this lock."""
+        directory = os.path.dirname(self.path)
+        for name in os.listdir(directory):
+            path = os.path.join(directory, name)
+            owner = _read(path) if ATTEMPT.fullmatch(name) else self.owner
+            if owner is None or owner != self.owner and _is_dead_or_this(owner):
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(path)
 
     def _create_without_links(self, content: bytes) -> bool:
         try:
-            with open(self.path, "xb") as file:
+            with naming(self.path), open(self.path, "xb") as file:
                 file.write(content)
         except FileExistsError:
             return False
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.remove(self.path)
+            raise
         return True
 
     def _remove_if_dead(self) -> None:

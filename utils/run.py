@@ -182,7 +182,7 @@ class Run:
         if is_main():
             self._write_args()
             print(describe(self.plan, self.args, self.device, self.networks, self.loaders))
-        self.log = RunLog(self.directory, self.first_step, self.resumed, is_main())
+        self.log = RunLog(self.directory, self.first_step, is_main())
         self.signals = StopSignals()
         wait_for_all()
 
@@ -553,6 +553,7 @@ class Run:
         self._check_finite()
         self._count_damaged()
         states = gather(random_state())
+        self.log.flush()
         if is_main():
             save_state(
                 {

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ class RunLog:
     Every process has one, but only the main one (`writes`) has files.
     """
 
-    def __init__(self, directory: str, first_step: int, resumed: bool, writes: bool) -> None:
+    def __init__(self, directory: str, first_step: int, writes: bool) -> None:
         self.writes = writes
         if not writes:
             return
@@ -26,7 +27,10 @@ class RunLog:
         self.path, self.board_file = (os.path.join(directory, name) for name in ("metrics.jsonl", "events.out.tfevents"))
         _drop_lines_from(self.path, first_step)
         self.metrics = open(self.path, "a", buffering=1)
-        self.board = SummaryWriter(directory, purge_step=first_step if resumed else None)
+        threading.excepthook = _without_system_errors
+        # A run that starts again, killed before its first state, has events of its first steps, too.
+        with naming(self.board_file):
+            self.board = SummaryWriter(directory, purge_step=first_step)
 
     def line(self, step: int, groups: Mapping[str, Mapping[str, float]]) -> None:
         """A line of `metrics.jsonl`, and the same numbers in TensorBoard under the names of their groups; one that is not
@@ -64,8 +68,15 @@ class RunLog:
             with naming(self.board_file):
                 self.board.add_image(title, picture, step, dataformats="HWC")
 
+    def flush(self) -> None:
+        """Wait until TensorBoard's thread has written everything, so that a state that is saved next has its events."""
+        if self.writes:
+            with naming(self.board_file):
+                self.board.flush()
+
     def close(self) -> None:
         if self.writes:
+            self.flush()
             self.metrics.close()
             with naming(self.board_file):
                 self.board.close()
@@ -73,6 +84,12 @@ class RunLog:
     def _write(self, row: Mapping[str, Any]) -> None:
         with naming(self.path):
             self.metrics.write(json.dumps(row) + "\n")
+
+
+def _without_system_errors(args: threading.ExceptHookArgs) -> None:
+    """Print no traceback of what TensorBoard's thread could not write: the next call here raises the error and names the file."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
 
 
 def _finite(value: float) -> float | None:

@@ -17,6 +17,7 @@ from ..stop_signals import StopSignals
 from ..watchdog import watching
 
 NOTE = "made_from.json"
+GENERATED = (".json", ".png", ".npz")
 
 
 @contextlib.contextmanager
@@ -45,7 +46,7 @@ def working_in(args: Namespace) -> Iterator[None]:
 def claim_directory(directory: str, made_from: Mapping[str, Any], resume: bool | str) -> None:
     """Note in a directory of generated files what they are made from.
 
-    A note without files, as a start leaves that failed at once, counts for nothing; so do other JSON files beside it.
+    What a killed process left half-written in and below it is removed. A note without files, as a start leaves that failed at once, counts for nothing; so do other JSON files beside it.
 
     Args:
         made_from: values as JSON gives them back.
@@ -68,6 +69,8 @@ def claim_directory(directory: str, made_from: Mapping[str, Any], resume: bool |
     distributed.wait_for_all()
     if distributed.is_main():
         os.makedirs(directory, exist_ok=True)
+        for folder, _, _ in os.walk(directory):
+            sweep(folder, lambda name: name.endswith(GENERATED))
         write_json(os.path.join(directory, NOTE), made_from)
     distributed.wait_for_all()
 
