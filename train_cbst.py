@@ -54,6 +54,7 @@ from utils.self_training.prior import read_prior
 from utils.self_training.protocols import CRST, PROTOCOLS, Protocol
 from utils.self_training.training_set import source_subset, training_set
 from utils.starting_weights import restore
+from utils.state import StateError
 
 SAMPLE_POLICIES = {"r": "random", "c": "cumulative"}  # both originals take the letters, too
 SAMPLE_POLICY = "random: other images in each round; cumulative: the same and more (default random; cbst cumulative)"
@@ -209,8 +210,20 @@ def main(args: Flags) -> None:
                     write_json(finished, {"weights": os.path.relpath(last, args.snapshot_dir)})
                     shutil.rmtree(os.path.join(directory, "maps"), ignore_errors=True)
                 distributed.wait_for_all()
-            with open(finished) as file:
-                weights = os.path.join(args.snapshot_dir, json.load(file)["weights"])
+            weights = os.path.join(args.snapshot_dir, weights_of(finished))
+
+
+def weights_of(finished: str) -> str:
+    """The last weights of a round, as its finished.json says.
+
+    Raises:
+        StateError: the file is damaged.
+    """
+    try:
+        with open(finished, encoding="utf-8") as file:
+            return str(json.load(file)["weights"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StateError(f"{finished}: damaged; remove it, and --resume finishes the round again") from error
 
 
 def build_network(args: Flags, protocol: Protocol, classes: ClassSet, weights: str | None, device: torch.device) -> Segmenter:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from .errors import DataError, MissingDataError
+from .matlab import read_variable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,10 +152,8 @@ def read_gta5_colours(path: str, class_ids: Collection[int]) -> dict[tuple[int, 
     Raises:
         ReadError: no MATLAB file, or without a colour for each of the label ids.
     """
-    from scipy.io import loadmat  # slow to import, and only needed here
-
     try:
-        table = np.asarray(loadmat(path)["cityscapesMap"], np.float64)
+        table = read_variable(path, "cityscapesMap").astype(np.float64)
     except Exception as error:
         raise ReadError(f"{path}: cannot be read as GTA5's mapping.mat ({type(error).__name__}: {error})") from error
     right_shape = table.ndim == 2 and table.shape[1] == 3 and len(table) > max(class_ids)

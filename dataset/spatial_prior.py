@@ -11,6 +11,7 @@ from tqdm import tqdm
 from utils.files import replacing
 
 from .errors import DataError
+from .matlab import read_variable
 from .resizing import resize_label
 from .segmentation import SegmentationDataset
 
@@ -119,10 +120,8 @@ def _read(path: str) -> np.ndarray:
     try:
         if path.endswith(".npz"):
             with np.load(path, allow_pickle=False) as file:
-                return file["prior_array"]
-        from scipy.io import loadmat
-
-        return loadmat(path, variable_names=["prior_array"])["prior_array"]
+                return np.asarray(file["prior_array"])  # a damaged entry comes as bytes
+        return read_variable(path, "prior_array")
     except KeyError as error:
         raise PriorError(f"{path}: holds no variable prior_array") from error
     except Exception as error:

@@ -3,6 +3,7 @@
 import os
 
 from .errors import DataError, MissingDataError
+from .matlab import read_variable
 
 SYNTHIA_TRAIN = 9000  # MaxSquare's split: 0..8999 to train on, the rest to validate
 
@@ -19,10 +20,8 @@ def by_official_split(root: str, split: str, names: list[str]) -> list[str]:
     path = os.path.join(root, "split.mat")
     if not os.path.exists(path):
         raise MissingDataError(f"{path}: no such file; the official split is needed for split {split} (or a list file)")
-    from scipy.io import loadmat  # slow to import, and only needed here
-
     try:
-        numbers = set(loadmat(path)[f"{split}Ids"].ravel().tolist())
+        numbers = set(read_variable(path, f"{split}Ids").ravel().tolist())
     except Exception as error:
         raise DataError(f"{path}: holds no {split}Ids ({error})") from error
     return [name for name in names if _number(name) in numbers]

@@ -25,7 +25,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only runs need it
 
         self.path, self.board_file = (os.path.join(directory, name) for name in ("metrics.jsonl", "events.out.tfevents"))
-        _drop_lines_from(self.path, first_step)
+        drop_lines_from(self.path, first_step)
         self.metrics = open(self.path, "a", buffering=1)
         threading.excepthook = _without_system_errors
         # A run that starts again, killed before its first state, has events of its first steps, too.
@@ -96,7 +96,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _drop_lines_from(path: str, step: int) -> None:
+def drop_lines_from(path: str, step: int) -> None:
     if not os.path.exists(path):
         return
     with open(path, "rb") as file:

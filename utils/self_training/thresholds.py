@@ -14,6 +14,7 @@ from torch import Tensor
 from ..decision import highest
 from ..distributed import sum_across_processes, world_size
 from ..files import write_json
+from ..state import StateError
 
 # Histogram bins are spaced like float32 numbers with 14 bits of mantissa, from 2^-12 to 2^12 (a prior can make scores large).
 MANTISSA_BITS = 14
@@ -141,5 +142,18 @@ class ClassReport:
 
     @classmethod
     def read(cls, path: str) -> "ClassReport":
-        with open(path) as file:
-            return cls(**json.load(file))
+        """Read what `write` wrote.
+
+        Raises:
+            StateError: the file is damaged; the message names it.
+        """
+        try:
+            with open(path, encoding="utf-8") as file:
+                report = cls(**json.load(file))
+            lists = (report.thresholds, report.pixels_predicted, report.rare, report.priority)
+            numbers = [report.portion, *(number for each in lists for number in each)]
+            if not all(isinstance(number, int | float) for number in numbers):
+                raise TypeError("not all of it are numbers")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise StateError(f"{path}: a damaged report of the classes ({error}); remove it and go on with --resume") from error
+        return report
