@@ -77,12 +77,13 @@ def _named(error: OSError, path: str | os.PathLike, written: int = 0) -> OSError
 
 def reason(error: OSError, path: str | os.PathLike, written: int = 0) -> str:
     """What an error of the system says, of a full disk with the bytes that did fit and those that are free."""
-    if error.errno not in FULL or "are free" in error.strerror:
-        return error.strerror
+    told = error.strerror or str(error)
+    if error.errno not in FULL or "are free" in told:
+        return told
     folder = os.path.dirname(path)
     while folder and not os.path.isdir(folder):
         folder = os.path.dirname(folder)
-    return f"{error.strerror}; it needs more than {written} bytes, {shutil.disk_usage(folder or '.').free} are free"
+    return f"{told}; it needs more than {written} bytes, {shutil.disk_usage(folder or '.').free} are free"
 
 
 def sweep(directory: str, is_ours: Callable[[str], bool]) -> None:

@@ -87,7 +87,7 @@ class RunLog:
 
 
 def _without_system_errors(args: threading.ExceptHookArgs) -> None:
-    """Print no traceback of what TensorBoard's thread could not write: the next call here raises the error and names the file."""
+    """Print no traceback of what TensorBoard's thread could not write: the next call here raises it and names the file."""
     if not isinstance(args.exc_value, OSError):
         threading.__excepthook__(args)
 

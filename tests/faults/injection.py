@@ -84,9 +84,20 @@ class Injector:
         library = os.path.join(self.folder, "libfile_operations.so")
         source = str(Path(__file__).with_name("file_operations.c"))
         subprocess.run(["cc", "-w", "-O1", "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
-        environment = {**os.environ, "LD_PRELOAD": library, LIBRARY: library, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment = {
+            **os.environ,
+            "LD_PRELOAD": library,
+            LIBRARY: library,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__))], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(Path(__file__))],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def run(
@@ -141,8 +152,6 @@ def serve() -> None:
 def _warm_up() -> None:
     """Import what PyTorch imports late, and make the small networks smaller: states of 30 MB would take the most time."""
     import torch
-    import scipy.io
-    import scipy.ndimage
     import torch.utils.tensorboard  # noqa: F401
 
     from dataset.reading import torchcodec_decoder

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -48,6 +47,8 @@ from utils.state import KEYS, load_state, save_state, save_tensors
 OUR_ERRORS = (DataError, ModelError, RunError)
 # Beside ten times the file: tables, decoders, and what the allocator keeps.
 MEMORY_FACTOR, MEMORY_CONSTANT = 10, 64 * 2**20
+# A picture that is compressed well takes as much as one that is not; Pillow refuses more than 179 million pixels.
+BYTES_A_PIXEL = 12
 SECONDS = 20
 # What no reader may do, by the names of Python's audit events.
 FORBIDDEN = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "socket.connect", "os.putenv"}
@@ -79,7 +80,7 @@ class Report:
     inputs: int = 0
     read: int = 0
     largest_memory: int = 0
-    problems: Counter[str] = field(default_factory=Counter)
+    problems: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -115,7 +116,12 @@ def _of_texts() -> Iterator[Reader]:
     yield Reader("classes.json", "classes.json", read_classes, [json.dumps(classes).encode()], "json")
     lists = [b"00001.png\n00002.png\n", b"images/00001.png\tlabels/00001.png\n", b"1\n2\n"]
     yield Reader("lists", "list.txt", _read_list, lists)
-    yield Reader("split.mat", "split.mat", _read_split, [_matlab({"trainIds": [[1, 2]]}), _matlab({"valIds": [[3]], "trainIds": [[1]]}, True)])
+    yield Reader(
+        "split.mat",
+        "split.mat",
+        _read_split,
+        [_matlab({"trainIds": [[1, 2]]}), _matlab({"valIds": [[3]], "trainIds": [[1]]}, True)],
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "a")
         by_name = {f"{i:05d}.png": [i % 19, 3] for i in range(20)}
@@ -129,11 +135,22 @@ def _of_texts() -> Iterator[Reader]:
     yield Reader("class statistics (pickle)", "statistics.p", read, pickles)
     rows = b"".join(json.dumps({"step": i, "loss_seg": 1.5, "val_iou": {"road": None}}).encode() + b"\n" for i in range(9))
     yield Reader("metrics.jsonl", "metrics.jsonl", partial(drop_lines_from, step=5), [rows])
-    yield Reader("made_from.json", "made_from.json", lambda path: read_claim(os.path.dirname(path)), [b'{"a": 1, "classes": ["x"]}'], "json")
+    yield Reader(
+        "made_from.json",
+        "made_from.json",
+        lambda path: read_claim(os.path.dirname(path)),
+        [b'{"a": 1, "classes": ["x"]}'],
+        "json",
+    )
     report = {"portion": 0.2, "thresholds": [0.5] * 3, "pixels_predicted": [1, 2, 3], "rare": [1], "priority": []}
     yield Reader("thresholds.json", "thresholds.json", ClassReport.read, [json.dumps(report).encode()], "json")
     scores = json.dumps({"": {"miou": 0.5}}).encode()
-    yield Reader("tables of scores", "a.json", lambda path: (is_json_of_scores(path), is_table_of_scores(path)), [scores, b",mIoU\nx,3\n"])
+    yield Reader(
+        "tables of scores",
+        "a.json",
+        lambda path: (is_json_of_scores(path), is_table_of_scores(path)),
+        [scores, b",mIoU\nx,3\n"],
+    )
 
 
 def _of_weights() -> Iterator[Reader]:
@@ -168,7 +185,13 @@ def _of_weights() -> Iterator[Reader]:
     yield Reader(".params", "a.params", read_params, params)
     yield Reader("weights, any of them", "a.pth", _recognise, [*files[:1], *today[:1], *paddle[1:], *params])
     yield Reader("state.pth", "state.pth", load_state, [*states, *map(_zipped, payloads)], "zip")
-    yield Reader("args.json", "args.json", _Recognise(bare), [json.dumps({"network": network.settings, "classes": network.classes}).encode()], "json")
+    yield Reader(
+        "args.json",
+        "args.json",
+        _Recognise(bare),
+        [json.dumps({"network": network.settings, "classes": network.classes}).encode()],
+        "json",
+    )
 
 
 def _of_arrays() -> Iterator[Reader]:
@@ -180,7 +203,9 @@ def _of_arrays() -> Iterator[Reader]:
         for ending, kind in (("npz", "zip"), ("mat", "")):
             save_prior(os.path.join(folder, f"a.{ending}"), prior)
             whole = open(os.path.join(folder, f"a.{ending}"), "rb").read()
-            yield Reader(f"spatial prior (.{ending})", f"a.{ending}", partial(load_prior, num_classes=3, size=(12, 8)), [whole], kind)
+            yield Reader(
+                f"spatial prior (.{ending})", f"a.{ending}", partial(load_prior, num_classes=3, size=(12, 8)), [whole], kind
+            )
     colours = {"other": [[1, 2]], "cityscapesMap": np.random.default_rng(1).integers(0, 256, (35, 3)) / 255}
     mappings = [_matlab(colours), _matlab(colours, compressed=True)]
     yield Reader("mapping.mat", "mapping.mat", partial(read_gta5_colours, class_ids=LABEL_IDS), mappings)
@@ -269,7 +294,21 @@ def _read_split(path: str) -> Any:
 
 
 NUMBERS = (0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
-WORDS = [b"\xff\xfe", b"\0", b"[" * 2000, b'{"a":' * 500, b"../", b"NaN", b"1e999", b"-1", b"\n", b"9" * 5000, b"c", b"R", b"\x80"]
+WORDS = [
+    b"\xff\xfe",
+    b"\0",
+    b"[" * 2000,
+    b'{"a":' * 500,
+    b"../",
+    b"NaN",
+    b"1e999",
+    b"-1",
+    b"\n",
+    b"9" * 5000,
+    b"c",
+    b"R",
+    b"\x80",
+]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
@@ -380,7 +419,7 @@ def fuzz(reader: Reader, count: int, number: int, folder: str) -> Report:
 
     @seed(number)
     @settings(
-        max_examples=count, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck),
+        max_examples=count, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
     )
     @given(inputs(reader))
     def one(content: bytes) -> None:
@@ -393,7 +432,7 @@ def fuzz(reader: Reader, count: int, number: int, folder: str) -> Report:
         if problem:
             if problem not in report.problems:
                 _keep(folder, reader, content, len(report.problems))
-            report.problems[problem] += 1
+            report.problems[problem] = report.problems.get(problem, 0) + 1
 
     one()
     return report
@@ -426,7 +465,7 @@ def _problem_of(reader: Reader, path: str, size: int, report: Report) -> str | N
         report.largest_memory = max(report.largest_memory, taken)
     if done:
         return f"{reader.name}: it did {done[0]}"
-    if taken > MEMORY_FACTOR * size + MEMORY_CONSTANT:
+    if taken > MEMORY_FACTOR * size + MEMORY_CONSTANT + (BYTES_A_PIXEL * _pixels(path) if reader.kind == "png" else 0):
         return f"{reader.name}: took {MEMORY_FACTOR} times the file and more"
     return None
 
@@ -473,6 +512,11 @@ def _watch_events() -> None:
             _done.append(event)
 
     sys.addaudithook(hook)
+
+
+def _pixels(path: str) -> int:
+    with Image.open(path) as image:
+        return image.width * image.height
 
 
 def _reset_peak() -> None:

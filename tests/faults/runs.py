@@ -27,7 +27,18 @@ MORE = {
     "train_clan": (*STEPS, "--preheat-steps", "1"),
     "train_maxsquare": (*STEPS, "--multi", "--target-mode", "IW_maxsquare"),
     "train_fada": (*SEVERAL, "--stage", "all", "--batch-size", "2", "--input-size-test", SIZE),
-    "train_cbst": ("--num-rounds", "4", "--epochs-per-round", "1", "--batch-size", "2", "--init-src-port", "0.5", "--val-every", "1"),
+    "train_cbst": (
+        "--num-rounds",
+        "4",
+        "--epochs-per-round",
+        "1",
+        "--batch-size",
+        "2",
+        "--init-src-port",
+        "0.5",
+        "--val-every",
+        "1",
+    ),
 }
 
 
@@ -85,7 +96,9 @@ def board(folder: str) -> dict[str, list[Any]]:
     accumulator = EventAccumulator(folder, size_guidance={"scalars": 0, "images": 0})
     accumulator.Reload()
     tags = accumulator.Tags()
-    scalars = {tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in tags["scalars"] if SPEED not in tag}
+    scalars = {
+        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in tags["scalars"] if SPEED not in tag
+    }
     return {**scalars, **{tag: [event.step for event in accumulator.Images(tag)] for tag in tags["images"]}}
 
 

@@ -46,7 +46,8 @@ def working_in(args: Namespace) -> Iterator[None]:
 def claim_directory(directory: str, made_from: Mapping[str, Any], resume: bool | str) -> None:
     """Note in a directory of generated files what they are made from.
 
-    What a killed process left half-written in and below it is removed. A note without files, as a start leaves that failed at once, counts for nothing; so do other JSON files beside it.
+    What a killed process left half-written in and below it is removed. A note without files, as a start leaves that failed at
+    once, counts for nothing; so do other JSON files beside it.
 
     Args:
         made_from: values as JSON gives them back.
