@@ -265,10 +265,23 @@ def long_runs(table: Table, rng: random.Random, deadline: float, args: Namespace
             (f"{LONG_STEPS} steps", "train_adaptsegnet", ("--num-steps", str(LONG_STEPS), "--num-steps-stop", str(LONG_STEPS))),
             (f"{LONG_ROUNDS} rounds", "train_cbst", ("--num-rounds", str(LONG_ROUNDS + 1))),
         ):
-            every = ("--num-workers", "2", "--val-every", "100", "--save-pred-every", "500", "--save-state-every", "100")
+            every = (
+                "--num-workers",
+                "2",
+                "--val-every",
+                "100",
+                "--save-pred-every",
+                "500",
+                "--save-state-every",
+                "100",
+                "--log-every",
+                "10",
+            )
             more = (*more, *(every if script == "train_adaptsegnet" else every[:2]))
             module, *arguments = runs.command(script, root / "data", root / script, *more)
-            figures, problems = watch([sys.executable, f"{module}.py", *arguments])
+            code = f"from tests.faults.injection import shrink_networks; import sys, {module} as script; shrink_networks(); "
+            code += "script.main(script.get_arguments(sys.argv[1:]))"
+            figures, problems = watch([sys.executable, "-c", code, *arguments])
             table.long[name] = figures
             table.add("long run", name, problems, script)
             table.save()

@@ -63,10 +63,14 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _of_the_system(error: BaseException | None) -> OSError | None:
-    """The operating system's error that an error is or stands for: `torch.save` makes another one of it."""
+    """The operating system's error that an error is or stands for: `torch.save` makes another one of it, or, where it writes
+    past Python, one that has nothing but the text."""
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
             return error
+        full = [number for number in FULL if isinstance(error, RuntimeError) and os.strerror(number) in str(error)]
+        if full:
+            return OSError(full[0], os.strerror(full[0]))
         error = error.__cause__ or error.__context__
     return None
 

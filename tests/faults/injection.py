@@ -150,15 +150,21 @@ def serve() -> None:
 
 
 def _warm_up() -> None:
-    """Import what PyTorch imports late, and make the small networks smaller: states of 30 MB would take the most time."""
+    """Import what PyTorch imports late."""
     import torch
     import torch.utils.tensorboard  # noqa: F401
 
     from dataset.reading import torchcodec_decoder
-    from model import discriminator, networks
 
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     torchcodec_decoder()
+    shrink_networks()
+
+
+def shrink_networks() -> None:
+    """Give the small networks few channels in this process: states of 30 MB would take the most time."""
+    from model import discriminator, networks
+
     for name in ("MiniResNet18", "MiniResNet18Twin"):
         networks.MODELS[name][1]["width"] = 4
     for network, width in ((discriminator.OutputDiscriminator, 4), (discriminator.FeatureDiscriminator, 8)):

@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from random import Random
@@ -424,18 +424,23 @@ def fuzz(reader: Reader, count: int, number: int, folder: str) -> Report:
     @given(inputs(reader))
     def one(content: bytes) -> None:
         report.inputs += 1
-        with open(path, "wb") as file:
-            file.write(content)
-        with open(f"{path}.now", "wb") as file:  # a crash leaves it behind
-            file.write(content)
-        problem = _problem_of(reader, path, len(content), report)
+        _written(f"{path}.now", content)  # a crash leaves it behind
+        problem = _problem_of(reader, _written(path, content), len(content), report)
         if problem:
             if problem not in report.problems:
                 _keep(folder, reader, content, len(report.problems))
             report.problems[problem] = report.problems.get(problem, 0) + 1
 
+    for content in reader.files:
+        _problem_of(reader, _written(path, content), len(content), Report())  # loads what is only loaded when it is needed
     one()
     return report
+
+
+def _written(path: str, content: bytes) -> str:
+    with open(path, "wb") as file:
+        file.write(content)
+    return path
 
 
 def _keep(folder: str, reader: Reader, content: bytes, number: int) -> None:
@@ -446,28 +451,39 @@ def _keep(folder: str, reader: Reader, content: bytes, number: int) -> None:
 
 
 def _problem_of(reader: Reader, path: str, size: int, report: Report) -> str | None:
-    before = _memory("VmRSS")
-    try:
-        with _limited(SECONDS), _without_side_effects() as done:
-            reader.read(path)
-        report.read += 1
-    except OUR_ERRORS as error:
-        if "\n" in str(error):
-            return f"{reader.name}: an error of several lines: {str(error)[:80]!r}"
-        if os.path.dirname(path) not in str(error) and reader.name not in ("lists",):
-            return f"{reader.name}: {type(error).__name__} names no file: {str(error)[:60]}"
-    except TookTooLong:
-        return f"{reader.name}: took more than {SECONDS} s"
-    except BaseException as error:
-        return f"{reader.name}: {type(error).__name__}: {str(error)[:60]}"
-    finally:
-        taken = _memory("VmHWM") - before
-        report.largest_memory = max(report.largest_memory, taken)
+    """What a reader did with a file that it must not do. Counts a file that was read, and the memory that it took."""
+    problem, was_read, taken = _read(reader, path)
+    limit = MEMORY_FACTOR * size + MEMORY_CONSTANT + (BYTES_A_PIXEL * _pixels(path) if reader.kind == "png" else 0)
+    if taken > limit and problem is None:
+        # The first time may have brought a library's pages back that the system had put out.
+        problem, was_read, again = _read(reader, path)
+        taken = min(taken, again)
+    report.read += was_read
+    report.largest_memory = max(report.largest_memory, taken)
+    return problem or (f"{reader.name}: took {MEMORY_FACTOR} times the file and more" if taken > limit else None)
+
+
+def _read(reader: Reader, path: str) -> tuple[str | None, bool, int]:
+    """(problem, whether the file was read, bytes of memory that it took meanwhile)."""
+    problem, was_read, before = None, False, _memory("VmRSS")
+    with _without_side_effects() as done:
+        try:
+            with _limited(SECONDS):
+                reader.read(path)
+            was_read = True
+        except OUR_ERRORS as error:
+            if "\n" in str(error):
+                problem = f"an error of several lines: {str(error)[:80]!r}"
+            elif os.path.dirname(path) not in str(error) and reader.name != "lists":  # whose errors quote a line
+                problem = f"{type(error).__name__} names no file: {str(error)[:60]}"
+        except TookTooLong:
+            problem = f"took more than {SECONDS} s"
+        except BaseException as error:
+            problem = f"{type(error).__name__}: {str(error)[:60]}"
+    taken = _memory("VmHWM") - before
     if done:
-        return f"{reader.name}: it did {done[0]}"
-    if taken > MEMORY_FACTOR * size + MEMORY_CONSTANT + (BYTES_A_PIXEL * _pixels(path) if reader.kind == "png" else 0):
-        return f"{reader.name}: took {MEMORY_FACTOR} times the file and more"
-    return None
+        problem = f"it did {done[0]}"
+    return problem and f"{reader.name}: {problem}", was_read, taken
 
 
 class TookTooLong(BaseException):
@@ -515,8 +531,10 @@ def _watch_events() -> None:
 
 
 def _pixels(path: str) -> int:
-    with Image.open(path) as image:
+    """As many as a picture says that it has, 0 for other files."""
+    with suppress(Exception), Image.open(path) as image:
         return image.width * image.height
+    return 0
 
 
 def _reset_peak() -> None:
