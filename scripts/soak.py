@@ -6,6 +6,7 @@
 
 kills      SIGKILL at file operations of every training script, before them and halfway through; then the same command again
 disk       the disk is full from an operation on, or a single operation fails; then the same command again with space
+writers    the same in scripts that train nothing: converting, predicting, evaluating, counting
 signals    SIGTERM, SIGINT, SIGUSR1, once and twice, at file operations and at any time; then the same command again
 processes  loader workers, ranks and a whole node are killed or stand still; then the same command again
 fuzz       damaged files for every reader
@@ -43,7 +44,7 @@ from utils.outputs import check_file, is_json_with
 from utils.parser import Parser, positive
 
 # Shares of the time, where all parts run.
-SHARES = {"kills": 0.35, "disk": 0.25, "signals": 0.1, "processes": 0.1, "fuzz": 0.1, "long": 0.1}
+SHARES = {"kills": 0.35, "disk": 0.2, "writers": 0.05, "signals": 0.1, "processes": 0.1, "fuzz": 0.1, "long": 0.1}
 FILES_A_PROCESS = 4000
 LONG_STEPS, LONG_ROUNDS = 2000, 20
 SAMPLE_EVERY = 1.0
@@ -123,6 +124,7 @@ def main(args: Namespace) -> int:
     parts: dict[str, Callable[[Table, random.Random, float, Namespace], None]] = {
         "kills": kills,
         "disk": disk,
+        "writers": writers,
         "signals": signals,
         "processes": processes,
         "fuzz": fuzz_readers,
@@ -148,6 +150,25 @@ def kills(table: Table, rng: random.Random, deadline: float, args: Namespace) ->
 def disk(table: Table, rng: random.Random, deadline: float, args: Namespace) -> None:
     """A full disk, and failures of what can fail alone."""
     inject(table, rng, deadline, lambda at, kind: [Fault("full", at), *([Fault("fail", at)] if kind in "owslm" else [])])
+
+
+def writers(table: Table, rng: random.Random, deadline: float, args: Namespace) -> None:
+    """The same of the scripts that train nothing."""
+    with Trials() as trials:
+        chosen = []
+        for name in trials.writers():
+            operations = trials.whole_writer(name).operations
+            found = [Fault("full", at) for at in points(operations)]
+            found += [Fault("fail", at) for at in points(operations) if operations[at] in "owslm"]
+            for action in ("full", "fail"):
+                table.row(action, name, sum(fault.action == action for fault in found))
+            chosen += [(name, fault) for fault in found]
+        rng.shuffle(chosen)
+        for name, fault in chosen:
+            if time.monotonic() > deadline:
+                break
+            table.add(fault.action, name, trials.writer_problems(name, fault), f"at {fault.at}")
+            table.save()
 
 
 def inject(table: Table, rng: random.Random, deadline: float, faults: Callable[[int, str], list[Fault]]) -> None:

@@ -15,7 +15,7 @@ SCRIPT = re.search(r"```bash\n(.*?)```", PAGE, re.DOTALL)[1]
 
 
 def test_every_named_test_is_there():
-    names = set(re.findall(r"`(test_\w+\.py)`", PAGE))
+    names = set(re.findall(r"`((?:faults/)?test_\w+\.py)`", PAGE))
     assert names and all((ROOT / "tests" / name).exists() for name in names)
 
 

@@ -72,6 +72,22 @@ def left_by(directory: Path) -> dict[str, Any]:
     return found
 
 
+def files_below(directory: Path) -> dict[str, Any]:
+    """{relative path: content, or its digest} of what a script wrote that trains nothing."""
+    paths = [os.path.join(folder, name) for folder, _, names in os.walk(directory) for name in names]
+    return {os.path.relpath(path, directory): _written(path) for path in paths}
+
+
+def _written(path: str) -> Any:
+    if path.endswith((".mat", ".npz")):
+        return None  # with the time when it was written
+    if path.endswith(".json"):
+        return json.loads(Path(path).read_bytes().replace(os.path.dirname(path).encode(), b""))
+    if path.endswith(".csv"):
+        return Path(path).read_text().replace(os.path.dirname(path), "")
+    return content(path)
+
+
 def content(path: str) -> Any:
     """What a file says, without times."""
     if path.endswith("state.pth"):
@@ -143,3 +159,27 @@ def _where(found: Any, expected: Any) -> str:
     if isinstance(found, list) and isinstance(expected, list):
         return f": {len(found)} rows instead of {len(expected)}" if len(found) != len(expected) else " in a row"
     return ""
+
+
+def writers(data: Path, weights: Path, out: Path) -> dict[str, list[str]]:
+    """A run of each script that is no training and writes files, below `out`."""
+    cityscapes = ("--data-dir-target", f"{data}/Cityscapes", "--device", "cpu", "--num-workers", "0")
+    labels = ("--source", "gta5", "--data-dir", f"{data}/GTA5", "--num-classes", "19", "--workers", "1")
+    scored = ("--data-dir", f"{data}/Cityscapes", "--device", "cpu", "--num-workers", "0", "--input-size", SIZE)
+    images = f"{data}/Cityscapes/leftImg8bit/val"
+    return {
+        "convert_checkpoint --to maxsquare": ["scripts.convert_checkpoint", str(weights), f"{out}/a.pth", "--to", "maxsquare"],
+        "adabn": ["scripts.adabn", "--restore-from", str(weights), "--save", f"{out}/a.pth", "--num-images", "2", *cityscapes],
+        "predict": ["scripts.predict", images, "--restore-from", str(weights), "--out", str(out), "--ids", *scored[2:]],
+        "evaluate_cityscapes": [
+            *("evaluate_cityscapes", "--restore-from", str(weights), "--save", f"{out}/maps", "--json", f"{out}/a.json"),
+            *("--csv", f"{out}/a.csv", "--save-label-ids", f"{out}/ids", *scored),
+        ],
+        "compute_iou": [
+            *("compute_iou", f"{data}/Cityscapes/gtFine/val", f"{out.parent}/predictions/maps", "--workers", "1"),
+            *("--json", f"{out}/a.json", "--csv", f"{out}/a.csv"),
+        ],
+        "class_statistics": ["scripts.class_statistics", *labels, "--output", f"{out}/a.json"],
+        "spatial_prior (.mat)": ["scripts.spatial_prior", *labels, "--size", SIZE, "--output", f"{out}/a.mat"],
+        "spatial_prior (.npz)": ["scripts.spatial_prior", *labels, "--size", SIZE, "--output", f"{out}/a.npz"],
+    }

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from tests.faults import runs
-from tests.faults.injection import Fault, Injector, Result, why_not
+from tests.faults.injection import ROOT, Fault, Injector, Result, why_not
 from tests.faults.trials import Trials, not_intact, points, wrong_end
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -38,6 +38,13 @@ def test_a_sync_that_fails(script, trials):
 @pytest.mark.parametrize("script, number", [("train_maxsquare", signal.SIGUSR1), ("train_fada", signal.SIGTERM)])
 def test_a_signal_at_a_file_operation(script, number, trials):
     assert trials.problems(script, Fault("signal", draw(trials, script, "owr", "signal"), number)) == []
+
+
+@pytest.mark.parametrize("name", runs.writers(ROOT, ROOT, ROOT))
+def test_a_full_disk_where_nothing_is_trained(name, trials):
+    operations = trials.whole_writer(name).operations
+    at = random.Random(name).choice([at for at in points(operations) if operations[at] in "wo"])
+    assert trials.writer_problems(name, Fault("full", at)) == []
 
 
 # What tells right from wrong here has to do so.

@@ -73,6 +73,47 @@ class Trials:
         shutil.rmtree(directory, ignore_errors=True)
         return found
 
+    # Scripts that write files and train nothing
+
+    def writers(self) -> list[str]:
+        return list(runs.writers(self.data, self.root, self.root))
+
+    def whole_writer(self, name: str) -> Whole:
+        """What a script that writes files does and leaves, when nothing happens to it."""
+        if name not in self.wholes:
+            directory = self.root / f"whole {len(self.wholes)}"
+            result = self._write(name, directory)
+            if result.status:
+                raise RuntimeError(f"{name} fails even when nothing happens to it:\n{result.errors}")
+            self.wholes[name] = Whole(result.operations, result.seconds, runs.files_below(directory))
+        return self.wholes[name]
+
+    def writer_problems(self, name: str, fault: Fault) -> list[str]:
+        """What is wrong after a disk that was full meanwhile, and after the same command again; a line each."""
+        whole = self.whole_writer(name)
+        self.count += 1
+        directory = self.root / str(self.count)
+        first = self._write(name, directory, fault)
+        left = runs.files_below(directory)
+        found = [*wrong_end(first, directory, fault, ())]
+        found += [line for line in runs.differences(left, whole.left) if not line.endswith("is missing")]
+        again = self._write(name, directory)
+        # What is there already is not written again.
+        if again.status and "exists already" not in last_line(again.errors):
+            found.append(f"the same command again ends with status {again.status}: {last_line(again.errors)}")
+        found += runs.differences(runs.files_below(directory), whole.left)
+        shutil.rmtree(directory, ignore_errors=True)
+        return found
+
+    def _write(self, name: str, directory: Path, fault: Fault | None = None) -> Result:
+        self.whole("train_source")
+        weights, predictions = self.root / "train_source-whole" / "GTA5_3.pth", self.root / "predictions"
+        if not predictions.exists():
+            command = runs.writers(self.data, weights, predictions)["evaluate_cityscapes"]
+            self.injector.run(command, predictions)
+        directory.mkdir(exist_ok=True)
+        return self.injector.run(runs.writers(self.data, weights, directory)[name], directory, fault)
+
 
 def wrong_end(result: Result, directory: Path, fault: Fault | None, signals: Sequence[tuple[float, int]]) -> Iterator[str]:
     """What is not as promised in the way a run with a fault ended."""
@@ -93,8 +134,8 @@ def wrong_end(result: Result, directory: Path, fault: Fault | None, signals: Seq
 def wrong_message(result: Result, directory: Path, fault: Fault) -> Iterator[str]:
     """Whether a full disk was told in one line with the path and the free bytes."""
     line = last_line(result.errors)
-    if result.status == 0 and fault.action == "fail":
-        return  # not needed for what it does
+    if result.status == 0 and (fault.action == "fail" or "w" not in result.operations[fault.at :]):
+        return  # what failed was not needed, or nothing more was written
     if result.status != 1:
         yield f"it ended with status {result.status} on a full disk: {line}"
     if "Traceback" in result.errors:
