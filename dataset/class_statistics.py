@@ -1,8 +1,10 @@
 """Which class is in which image, and FADA's class-balanced order of the source images that is drawn from it."""
 
+import io
 import json
 import os
 import pickle
+import pickletools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -77,19 +79,20 @@ def read_statistics(path: str, classes: ClassSet) -> Statistics:
     """
     try:
         with open(path, "rb") as file:
-            content = file.read(2)
-            file.seek(0)
-            if content[:1] == b"{":
-                return _from_json(json.load(file), path, classes)
-            label_to_file, file_to_label = _PlainUnpickler(file).load()
-            return _checked(*_of_subset(label_to_file, file_to_label, classes), path, classes)
+            content = file.read()
+        if content[:1] == b"{":
+            return _from_json(json.loads(content), path, classes)
+        _check_numbers_of_objects(content)
+        label_to_file, file_to_label = _PlainUnpickler(io.BytesIO(content)).load()
+        return _checked(*_of_subset(label_to_file, file_to_label, classes), path, classes)
     except OSError:
         raise
     except StatisticsError as error:
         raise StatisticsError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StatisticsError(
-            f"{path}: cannot be read as class statistics ({error}); make them anew with scripts/class_statistics.py"
+            f"{path}: cannot be read as class statistics ({reason}); make them anew with scripts/class_statistics.py"
         ) from error
 
 
@@ -105,6 +108,13 @@ def _of_subset(label_to_file: list, file_to_label: dict, classes: ClassSet) -> S
         for name, labels in file_to_label.items()
     }
     return [label_to_file[train_id] for train_id in train_ids], kept
+
+
+def _check_numbers_of_objects(content: bytes) -> None:
+    """See that a pickle gives its objects no numbers beyond its size: Python makes room for all numbers up to the highest."""
+    for instruction, argument, _ in pickletools.genops(content):
+        if instruction.name in ("PUT", "LONG_BINPUT") and argument > len(content):
+            raise StatisticsError("damaged, it counts more objects than it can hold")
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -15,12 +15,17 @@ from conftest import ROOT
 from filled import filled
 from test_run import Killed, adapt, assert_same_run, flags
 
+import train_cbst
+from dataset.catalogue import CITYSCAPES
+from dataset.class_statistics import StatisticsError, read_statistics
 from model import WeightsError, build_model, load_model, read_weights
 from model.checkpoint_formats import to_fada, to_maxsquare
-from utils import files, plan, state
+from utils import files, locks, plan, state
 from utils.errors import RunError
 from utils.files import CHECKSUM, fits_checksum, replacing, sweep
 from utils.run_log import RunLog
+from utils.self_training.claims import read_claim
+from utils.self_training.thresholds import ClassReport
 from utils.state import StateError, discard_damaged, load_state, predecessor, save_state, save_tensors
 
 FLIPS = 60
@@ -284,3 +289,57 @@ def test_a_log_on_a_full_disk_is_named(tmp_path):
     with pytest.raises(OSError, match="No space left on device; it needs more than 0 bytes") as caught:
         log.line(0, {"loss": {"loss_seg": 1.0}})
     assert caught.value.filename == str(tmp_path / "metrics.jsonl")
+
+
+# Files from elsewhere that damage made dangerous
+
+
+def test_a_pickle_that_numbers_more_objects_than_it_holds(tmp_path):
+    """Python's own reader would make room for four billion, 32 GB."""
+    path = tmp_path / "statistics.p"
+    path.write_bytes(b"\x80\x02]r" + (2**32 - 1).to_bytes(4, "little") + b".")
+    with pytest.raises(StatisticsError, match=f"{path}: damaged, it counts more objects than it can hold"):
+        read_statistics(str(path), CITYSCAPES)
+
+
+@pytest.mark.parametrize("content", (b"", b"\xff", b"[" * 100000, b"[1]", b"{}", b'{"weights": 1}', b'{"portion": 1}'))
+def test_damaged_notes_of_a_round(content, tmp_path):
+    for name, read in (
+        ("made_from.json", lambda path: read_claim(os.path.dirname(path))),
+        ("thresholds.json", ClassReport.read),
+    ):
+        (tmp_path / name).write_bytes(content)
+        if name == "made_from.json" and content.startswith(b"{"):
+            continue
+        with pytest.raises(StateError, match=str(tmp_path / name)):
+            read(str(tmp_path / name))
+    (tmp_path / "finished.json").write_bytes(content)
+    if content != b'{"weights": 1}':
+        with pytest.raises(StateError, match=str(tmp_path / "finished.json")):
+            train_cbst.weights_of(str(tmp_path / "finished.json"))
+
+
+def test_what_a_killed_process_left_beside_the_lock_is_swept(tmp_path):
+    """Its attempts to take it; those of living processes stay."""
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    lock = locks.Lock(str(tmp_path))
+    attempts = {name: tmp_path / f"in_use.json.{name * 16}" for name in "abc"}
+    attempts["a"].write_text(json.dumps({**lock.owner, "pid": int(dead.stdout)}))
+    attempts["b"].write_text(json.dumps({**lock.owner, "pid": os.getppid(), "started": locks._start_of(os.getppid())}))
+    attempts["c"].write_text("")
+    lock.release()
+    locks.Lock(str(tmp_path)).release()
+    assert [name for name, path in attempts.items() if path.exists()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    (OSError(errno.ENOSPC, "No space left on device"), RuntimeError("write(): fd 7 failed with No space left on device")),
+)
+def test_a_full_disk_that_pytorch_tells_in_its_own_words(error, tmp_path):
+    with pytest.raises(OSError, match="No space left on device; it needs more than 3 bytes, .* are free") as caught:
+        with replacing(tmp_path / "a.pth") as file:
+            file.write(b"abc")
+            file.flush()
+            raise error
+    assert caught.value.filename == str(tmp_path / "a.pth") and not os.listdir(tmp_path)

@@ -88,7 +88,7 @@ def read_claim(directory: str) -> dict[str, Any]:
     try:
         with open(path) as file:
             return dict(json.load(file))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise StateError(f"{path}: damaged, no note of what the files there were made from ({error})") from error
 
 
