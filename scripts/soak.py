@@ -22,6 +22,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -324,7 +325,7 @@ def watch(command: list[str]) -> tuple[dict[str, float], list[str]]:
     # Of each quarter; the first has the imports.
     quarters = [samples[len(samples) * i // 4 : len(samples) * (i + 1) // 4] for i in range(4)]
     memory = [max(memory for memory, _, _ in each) for each in quarters]
-    handles = [max(handles for _, handles, _ in each) for each in quarters]
+    handles = [statistics.median_low([handles for _, handles, _ in each]) for each in quarters]
     zombies = max(zombies for _, _, zombies in samples)
     if memory[3] > MORE_MEMORY * memory[1]:
         problems.append(f"memory grew from {memory[1]} to {memory[3]} bytes")

@@ -106,7 +106,7 @@ class Injector:
         folder: str | os.PathLike[str],
         fault: Fault | None = None,
         signals: Sequence[tuple[float, int]] = (),
-        limit: float = 120,
+        limit: float = 900,
     ) -> Result:
         """Run a command (a script's module name and its arguments) and count what it does below `folder`.
 

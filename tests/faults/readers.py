@@ -49,7 +49,7 @@ OUR_ERRORS = (DataError, ModelError, RunError)
 MEMORY_FACTOR, MEMORY_CONSTANT = 10, 64 * 2**20
 # A picture that is compressed well takes as much as one that is not; Pillow refuses more than 179 million pixels.
 BYTES_A_PIXEL = 12
-SECONDS = 20
+SECONDS, WAITING = 20, 30
 # What no reader may do, by the names of Python's audit events.
 FORBIDDEN = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "socket.connect", "os.putenv"}
 PAYLOAD = "fuzzed_code_was_run = 1"
@@ -495,14 +495,17 @@ def _limited(seconds: float) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise TookTooLong
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGPROF, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # of the processor, so that a busy machine is no hang
+    signal.setitimer(signal.ITIMER_REAL, WAITING * seconds)
     _reset_peak()
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 _done: list[str] | None = None

@@ -66,7 +66,9 @@ class Trials:
         first = self.injector.run(command, directory, fault, signals)
         found = [*wrong_end(first, directory, fault, signals), *not_intact(directory)]
         again = self.injector.run(command, directory)
-        if again.status:
+        if again.timed_out:
+            found.append(f"the same command again hangs: {last_line(again.errors)}")
+        elif again.status:
             found.append(f"the same command again ends with status {again.status}: {last_line(again.errors)}")
         else:
             found += runs.differences(runs.left_by(directory), whole.left)
