@@ -69,7 +69,7 @@ def test_a_wrong_end_is_found(tmp_path):
     told = f"train_source.py: error: {tmp_path}/state.pth: No space left on device; it needs more than 5 bytes, 9 are free"
 
     def wrong(status, errors, action, timed_out=False):
-        result = Result(status=status, output="", errors=errors, operations="w", timed_out=timed_out, seconds=1.0)
+        result = Result(status=status, output="", errors=errors, operations="owwwwsr", timed_out=timed_out, seconds=1.0)
         return list(wrong_end(result, tmp_path, Fault(action, 3), ()))
 
     assert not wrong(1, told, "full") and not wrong(-9, "", "kill") and not wrong(0, "", "fail")
