@@ -12,6 +12,7 @@ comparing checkpoints. Flags change its parts:
     clan                the same with the sum of both classifiers (the default for twin classifiers)
     clan-paddle         the same with bicubic interpolation, and the line mIoU-13 (twin classifiers in .pdparams files)
     maxsquare           scored at the input size, labels resized to it (--resize-labels); often with --flip (MaxSquare's files)
+    dacs                the same as maxsquare with images resized bilinearly (DACS' files)
     crst                images at their own size, logits averaged over scales 0.9, 1, 1.2 and the mirror image (CRST's network)
     cbst                images at their own size, probabilities at 1/8 with the mirror image, bicubic (ResNet-38)
 
@@ -71,6 +72,7 @@ class Protocol:
     Attributes:
         input_size: images are resized to this (W,H); None: they keep their size.
         resize_labels: score at the input size instead of the labels' own.
+        resize_images: how images are resized, "bicubic" or "bilinear".
         heads, flip, scales, average: see `utils.evaluation.predict`.
         interpolation: see `utils.evaluation.predict`.
         coarse: class probabilities at 1/8 of the input, interpolated bicubically, instead of upsampled logits.
@@ -80,6 +82,7 @@ class Protocol:
 
     input_size: tuple[int, int] | None = (1024, 512)
     resize_labels: bool = False
+    resize_images: str = "bicubic"
     heads: str = "last"
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
@@ -93,6 +96,7 @@ class Protocol:
 PROTOCOLS = {
     "adaptsegnet": Protocol(),
     "maxsquare": Protocol(resize_labels=True),
+    "dacs": Protocol(resize_labels=True, resize_images="bilinear"),
     "clan": Protocol(heads="sum"),
     "clan-paddle": Protocol(heads="sum", interpolation="bicubic", with_miou_13=True),
     "fada": Protocol(absent=0.0),
@@ -100,7 +104,7 @@ PROTOCOLS = {
     "crst": Protocol(input_size=None, flip=True, scales=(0.9, 1.0, 1.2), average="logits", absent=0.0),
 }
 # Files and networks whose authors evaluate in another way than AdaptSegNet.
-OF_FORMAT = {"maxsquare": "maxsquare", "fada": "fada"}
+OF_FORMAT = {"maxsquare": "maxsquare", "dacs": "dacs", "fada": "fada"}
 OF_NETWORK = {"ResNet38": "cbst", "DeeplabRes": "crst", "deeplab_resnet101": "fada", "deeplab_vgg16": "fada"}
 
 CHECKPOINT_ENDINGS = (".pth", ".params", ".pdparams")
@@ -322,7 +326,7 @@ def build_loader(args: Flags, records: Sequence[Record], classes: ClassSet, prot
     """The split's images one by one, and whether they come with labels."""
     transform: Callable | None = None
     if protocol.input_size:
-        transform = Resize(protocol.input_size, label=protocol.resize_labels)
+        transform = Resize(protocol.input_size, label=protocol.resize_labels, mode=protocol.resize_images)
     if args.test_scales:
         transform = FitLongerSide(args.test_scales)
     label = records[0].label

@@ -38,11 +38,27 @@ def count_classes(
     Raises:
         MissingDataError, ReadError: naming the label file.
     """
+    return classes_with_pixels(count_pixels(dataset, workers, progress, skip_bad))
+
+
+def count_pixels(
+    dataset: SegmentationDataset, workers: int, progress: bool = True, skip_bad: bool = False
+) -> dict[str, list[int]]:
+    """{label's name: pixels of each class id, up to the last one in it}, of the label files as they are; see `count_classes`.
+
+    Raises:
+        MissingDataError, ReadError: naming the label file.
+    """
     jobs = [(record.label, dataset.table, dataset.read_label, skip_bad) for record in dataset.records]
     with ProcessPoolExecutor(workers) as pool:
-        results = pool.map(_classes_in, jobs, chunksize=16)
+        results = pool.map(_pixels_in, jobs, chunksize=16)
         found = list(tqdm(results, total=len(jobs), unit="label", disable=not progress))
-    return {label_name(record): ids for record, ids in zip(dataset.records, found, strict=True)}
+    return {label_name(record): counts for record, counts in zip(dataset.records, found, strict=True)}
+
+
+def classes_with_pixels(pixels: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """{label's name: ascending ids of the classes in it} from `count_pixels`."""
+    return {name: [c for c, count in enumerate(counts) if count] for name, counts in pixels.items()}
 
 
 def label_name(record: Record) -> str:
@@ -50,20 +66,25 @@ def label_name(record: Record) -> str:
     return os.path.join(os.path.dirname(record.name), os.path.basename(record.label or ""))
 
 
-def _classes_in(job: tuple) -> list[int]:
+def _pixels_in(job: tuple) -> list[int]:
     path, table, read_label, skip_bad = job
     try:
-        ids = np.unique(table[np.unique(read_label(path))])
+        raw = np.bincount(read_label(path).ravel(), minlength=len(table))
     except DataError:
         if skip_bad:
             return []
         raise
-    return ids[ids != IGNORED].tolist()
+    counts = np.bincount(table, weights=raw, minlength=IGNORED + 1)[:IGNORED].astype(int)
+    return np.trim_zeros(counts, "b").tolist()
 
 
-def write_statistics(path: str, file_to_label: Mapping[str, list[int]], classes: ClassSet) -> None:
-    """Write statistics as JSON, atomically."""
-    content = {"num_classes": len(classes), "classes": classes.names, "file_to_label": file_to_label}
+def write_statistics(
+    path: str, file_to_label: Mapping[str, list[int]], classes: ClassSet, pixels: Mapping[str, list[int]] | None = None
+) -> None:
+    """Write statistics as JSON, atomically; with the `pixels` of `count_pixels`, if they are known."""
+    content: dict[str, Any] = {"num_classes": len(classes), "classes": classes.names, "file_to_label": file_to_label}
+    if pixels is not None:
+        content["pixels"] = pixels
     make_parent(path)
     write_bytes(path, json.dumps(content).encode())
 
@@ -94,6 +115,25 @@ def read_statistics(path: str, classes: ClassSet) -> Statistics:
         raise StatisticsError(
             f"{path}: cannot be read as class statistics ({reason}); make them anew with scripts/class_statistics.py"
         ) from error
+
+
+def read_pixels(path: str, classes: ClassSet) -> dict[str, list[int]]:
+    """{label's name: pixels of each of the classes} from our JSON.
+
+    Raises:
+        StatisticsError: as `read_statistics`, or the file does not count pixels.
+    """
+    read_statistics(path, classes)
+    with open(path, "rb") as file:
+        content = json.load(file) if file.read(1) == b"{" and not file.seek(0) else {}
+    pixels = content.get("pixels")
+    if not isinstance(pixels, dict) or not all(_are_counts(counts, len(classes)) for counts in pixels.values()):
+        raise StatisticsError(f"{path}: does not count the pixels of the classes; make it anew with scripts/class_statistics.py")
+    return {name: counts + [0] * (len(classes) - len(counts)) for name, counts in pixels.items()}
+
+
+def _are_counts(counts: Any, most: int) -> bool:
+    return isinstance(counts, list) and len(counts) <= most and all(type(count) is int and count >= 0 for count in counts)
 
 
 def _of_subset(label_to_file: list, file_to_label: dict, classes: ClassSet) -> Statistics:

@@ -15,15 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def resize_image(image: Tensor, size: Sequence[int]) -> Tensor:
-    """(3,h,w) uint8 to (3,H,W) uint8, bicubic with antialiasing: at most 2 grey levels from the originals' Pillow, and faster.
+def resize_image(image: Tensor, size: Sequence[int], mode: str = "bicubic") -> Tensor:
+    """(3,h,w) uint8 to (3,H,W) uint8, bicubic or bilinear with antialiasing: at most 2 grey levels from the originals' Pillow,
+    and faster.
 
     Both resize the rows first and round in between. Pillow 13 takes the columns first where the height shrinks more
     (never at published sizes), which differs by some levels at sharp edges.
     """
     if image.shape[1:] == tuple(size):
         return image
-    return F.interpolate(image[None], size=tuple(size), mode="bicubic", antialias=True)[0]
+    return F.interpolate(image[None], size=tuple(size), mode=mode, antialias=True)[0]
 
 
 @overload

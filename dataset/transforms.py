@@ -34,16 +34,16 @@ class Compose:
 
 
 class Resize:
-    """Resize to (W,H) without keeping the aspect: image bicubic, label nearest.
+    """Resize to (W,H) without keeping the aspect: image by `mode` (bicubic or bilinear), label nearest.
 
     With `label=False` the label keeps its size, for scoring at full resolution.
     """
 
-    def __init__(self, size: tuple[int, int], label: bool = True) -> None:
-        self.size, self.label = (size[1], size[0]), label
+    def __init__(self, size: tuple[int, int], label: bool = True, mode: str = "bicubic") -> None:
+        self.size, self.label, self.mode = (size[1], size[0]), label, mode
 
     def __call__(self, image: Tensor, label: Tensor | None, rng: Random, batch_rng: Random) -> Sample:
-        return resize_image(image, self.size), resize_label(label, self.size) if self.label else label
+        return resize_image(image, self.size, self.mode), resize_label(label, self.size) if self.label else label
 
 
 class FitWithin:

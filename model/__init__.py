@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checkpoint_formats import Checkpoint, to_fada
+from .checkpoint_formats import Checkpoint, to_dacs, to_fada
 from .discriminator import FeatureDiscriminator, OutputDiscriminator
 from .errors import ModelError, WeightsError
 from .networks import MODELS, build_model, describe
@@ -30,6 +30,7 @@ __all__ = [
     "read_discriminator",
     "read_weights",
     "settings_from_weights",
+    "to_dacs",
     "to_fada",
     "upsample",
 ]

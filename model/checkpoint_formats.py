@@ -261,6 +261,68 @@ def _only_tensors(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
     return {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
 
 
+# DACS
+
+
+def is_dacs(contents: Mapping[str, Any]) -> bool:
+    """True for DACS' dict of a student and its mean teacher."""
+    return all(isinstance(contents.get(part), dict) for part in ("model", "ema_model"))
+
+
+def from_dacs(contents: Mapping[str, Any], source: str) -> Checkpoint:
+    """The student, which is the one that its authors evaluate; the teacher's BatchNorm statistics are its training's own."""
+    return replace(read_contents(contents["model"], PYTORCH, source, BARE), format="dacs")
+
+
+def to_dacs(network: Segmenter, teacher: Segmenter, iteration: int | None) -> dict[str, Any]:
+    """Student and teacher as DACS' evaluation reads them, which asks `config` for the data and the ignored label; without the
+    optimizer's state, which lists most parameters several times there."""
+    config = {"dataset": "cityscapes", "ignore_label": 255}
+    return {"iteration": iteration, "config": config, "model": network.state_dict(), "ema_model": teacher.state_dict()}
+
+
+def _write_dacs(network: Segmenter) -> dict[str, Any]:
+    _check_single(network, "DACS'")
+    return to_dacs(network, network, 0)
+
+
+def _check_single(network: Segmenter, whose: str) -> None:
+    if network.head_names != ("layer5",):
+        raise WeightsError(f"{network.settings['name']} is no ResNet with one classifier, which {whose} format holds")
+
+
+# ADVENT: a network with one classifier, on layer 4, calls it `layer6`
+
+
+def is_advent(contents: Mapping[str, Any]) -> bool:
+    """True for ADVENT's single-level network, whose only classifier is `layer6`."""
+    return "layer6.conv2d_list.0.weight" in contents and not any(key.startswith("layer5.") for key in contents)
+
+
+def from_advent(contents: Mapping[str, Any], source: str) -> Checkpoint:
+    """The network, its classifier named as in a network with one; four branches, as its authors add."""
+    tensors = {re.sub(r"^layer6\.", "layer5.", key): value for key, value in _tensors(contents, source).items()}
+    return Checkpoint(tensors, "advent", **_notes(contents, source))
+
+
+def to_advent(network: Segmenter) -> OrderedDict[str, torch.Tensor]:
+    """The inverse of `from_advent`. (Networks with two classifiers have the same keys there and here.)"""
+    _check_single(network, "ADVENT's single-level")
+    tensors = {re.sub(r"^layer5\.", "layer6.", key): value for key, value in network.state_dict().items()}
+    return _with_notes(tensors, network)
+
+
+def is_advent_discriminator(contents: Mapping[str, Any]) -> bool:
+    """True for ADVENT's discriminator, whose layers have numbers for names."""
+    return contents.keys() == {f"{layer}.{value}" for layer in range(0, 10, 2) for value in ("weight", "bias")}
+
+
+def from_advent_discriminator(contents: Mapping[str, Any], source: str) -> Checkpoint:
+    """The discriminator, its layers named as in `OutputDiscriminator`."""
+    names = dict(zip("02468", ("conv1", "conv2", "conv3", "conv4", "classifier"), strict=True))
+    return Checkpoint({names[key[0]] + key[1:]: value for key, value in _tensors(contents, source).items()}, "advent D")
+
+
 # Weights to start from: AdaptSegNet's initialisation, torchvision's ImageNet weights
 
 
@@ -442,9 +504,12 @@ BARE = (
     ),
     Format("vgg16", "VGG16's ImageNet weights", PYTORCH, is_vgg16, from_vgg16),
     Format("torchvision", "torchvision's ImageNet weights", PYTORCH, is_torchvision, from_torchvision),
+    Format("advent", "a single-level network of ADVENT", PYTORCH, is_advent, from_advent, to_advent),
+    Format("advent D", "a discriminator of ADVENT", PYTORCH, is_advent_discriminator, from_advent_discriminator),
     Format("plain", "a state dict", PYTORCH, _any, from_state_dict, Segmenter.state_dict),
 )
 FORMATS = (
+    Format("dacs", "a checkpoint of DACS", PYTORCH, is_dacs, from_dacs, _write_dacs),
     Format("fada", "a checkpoint of FADA", PYTORCH, is_fada, from_fada, _write_fada),
     Format("maxsquare", "a checkpoint of MaxSquare", PYTORCH, is_maxsquare, from_maxsquare, to_maxsquare),
     Format("container", "a checkpoint with state_dict", PYTORCH, is_container, from_container),

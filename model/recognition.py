@@ -29,7 +29,7 @@ def settings_of(checkpoint: Checkpoint, source: str) -> dict[str, Any]:
             {"aspp_rates": tuple(found["aspp_rates"])} if isinstance(found.get("aspp_rates"), list) else {}
         )  # JSON made it a list
         return {**found, **rates}
-    recognise = _settings_from_fada if checkpoint.format == "fada" else settings_from_weights
+    recognise = {"fada": _settings_from_fada, "advent": _settings_from_advent}.get(checkpoint.format, settings_from_weights)
     return recognise(checkpoint.tensors, source)
 
 
@@ -84,6 +84,11 @@ def _settings_from_fada(state: Mapping[str, Tensor], source: str) -> dict[str, A
     if not any(key.endswith("num_batches_tracked") for key in state):
         settings |= {"norm_eps": 0.0, "batch_norm": "frozen"}
     return settings
+
+
+def _settings_from_advent(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """The same for ADVENT's networks with one classifier, whose four branches all take part."""
+    return {**settings_from_weights(state, source), "aspp_branches": 4}
 
 
 def _check_keys(state: Mapping[str, Tensor], source: str, *keys: str) -> None:

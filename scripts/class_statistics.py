@@ -1,10 +1,10 @@
-"""Find out which class is in which image: what FADA's class-balanced sampling needs.
+"""Count the classes in each image: what FADA's class-balanced and DAFormer's rare class sampling need.
 
     python scripts/class_statistics.py --source gta5 --data-dir ./data/GTA5 --output ./data/GTA5/class_statistics_19.json
     python scripts/class_statistics.py --source synthia --data-dir ./data/SYNTHIA --num-classes 16
     python scripts/class_statistics.py --source folder --data-dir ./data/field            # the classes of its classes.json
 
-train_fada.py finds the file beside the data, reads FADA's gtav_label_info.p and synthia_label_info.p too (--from converts
+train_fada.py and train_dacs.py find the file beside the data. train_fada.py reads FADA's gtav_label_info.p and synthia_label_info.p too (--from converts
 one to JSON), and makes the statistics itself when there are none.
 """
 
@@ -14,7 +14,13 @@ from collections.abc import Sequence
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from dataset.class_statistics import count_classes, files_of_classes, read_statistics, write_statistics
+from dataset.class_statistics import (
+    classes_with_pixels,
+    count_pixels,
+    files_of_classes,
+    read_statistics,
+    write_statistics,
+)
 from dataset.segmentation import build_dataset
 from utils import flags
 from utils.errors import exit_with_message
@@ -38,11 +44,13 @@ def main(args: Flags) -> None:
     classes = flags.classes_of(args)
     if args.original:
         _, file_to_label = read_statistics(args.original, classes)
+        pixels = None
     else:
         place = flags.part(args, args.source)
         dataset = build_dataset(args.source, args.data_dir, args.source_split, args.data_list, classes, part=place)
-        file_to_label = count_classes(dataset, args.workers)
-    write_statistics(args.output, file_to_label, classes)
+        pixels = count_pixels(dataset, args.workers)
+        file_to_label = classes_with_pixels(pixels)
+    write_statistics(args.output, file_to_label, classes, pixels)
     for name, files in zip(classes.names, files_of_classes(file_to_label, len(classes)), strict=True):
         print(f"{name:>14} in {len(files)} of {len(file_to_label)} images")
     print(f"written to {args.output}")

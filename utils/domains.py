@@ -10,14 +10,16 @@ from torch.utils.data import DataLoader
 from dataset.catalogue import DATA_SETS, ClassSet
 from dataset.class_statistics import (
     ClassBalancedOrder,
-    Statistics,
     class_balanced_order,
-    count_classes,
+    classes_with_pixels,
+    count_pixels,
+    read_pixels,
     read_statistics,
     write_statistics,
 )
 from dataset.layouts import has_labels
 from dataset.loader import EndlessLoader, ImageDataset, sequential_loader
+from dataset.rare_classes import RareClassOrder, RareClassSampling
 from dataset.segmentation import SegmentationDataset, build_dataset
 from dataset.transforms import Resize
 
@@ -70,7 +72,7 @@ def endless(
     args: Namespace,
     dataset: ImageDataset,
     seed_offset: int = 0,
-    order: Sequence[int] | ClassBalancedOrder | None = None,
+    order: Sequence[int] | ClassBalancedOrder | RareClassOrder | None = None,
     batch_size: int | None = None,
 ) -> EndlessLoader:
     """Endless batches of a data set: this process's share (`batch_size`, or else --batch-size) of each."""
@@ -86,16 +88,19 @@ def endless(
 
 def source_val_loader(args: Namespace, classes: ClassSet) -> DataLoader | None:
     """The source's val split, one image at a time, labels at full size; None without --val-every or without such a split."""
-    return _val_loader(args, source_domain(args), classes)
+    domain = source_domain(args)
+    return _val_loader(args, domain, classes, Resize(domain.size, label=False))
 
 
-def target_val_loader(args: Namespace, classes: ClassSet, size: tuple[int, int] | None = None) -> DataLoader | None:
-    """The target's val split in the same way; `size` (W,H) instead of the training images'."""
+def target_val_loader(
+    args: Namespace, classes: ClassSet, size: tuple[int, int] | None = None, transform: Callable | None = None
+) -> DataLoader | None:
+    """The target's val split in the same way; `size` (W,H) instead of the training images', or any `transform`."""
     domain = target_domain(args)
-    return _val_loader(args, domain._replace(size=size or domain.size), classes)
+    return _val_loader(args, domain, classes, transform or Resize(size or domain.size, label=False))
 
 
-def _val_loader(args: Namespace, domain: Domain, classes: ClassSet) -> DataLoader | None:
+def _val_loader(args: Namespace, domain: Domain, classes: ClassSet, transform: Callable) -> DataLoader | None:
     if args.val_every == 0:
         return None
     if not has_labels(domain.name, domain.root, "val", domain.part):
@@ -103,7 +108,7 @@ def _val_loader(args: Namespace, domain: Domain, classes: ClassSet) -> DataLoade
             print(f"no validation: {domain.root} has no labelled val split")
         return None
     domain = domain._replace(split="val", list_file=None)
-    return sequential_loader(domain.dataset(classes, Resize(domain.size, label=False)), **_share(args))
+    return sequential_loader(domain.dataset(classes, transform), **_share(args))
 
 
 def _share(args: Namespace) -> dict[str, Any]:
@@ -115,17 +120,36 @@ def class_balanced_loader(
 ) -> EndlessLoader:
     """Endless labelled source batches in which images with rare classes come more often; see `source_statistics`."""
     dataset = source_domain(args).dataset(classes, transform)
-    path, counted = source_statistics(args, dataset, classes, statistics, directory)
-    order = class_balanced_order(dataset, counted, args.random_seed, path)
+    path = source_statistics(args, dataset, classes, statistics, directory)
+    order = class_balanced_order(dataset, read_statistics(path, classes), args.random_seed, path)
     if order.absent and distributed.is_main():
         print(f"note: no image has {', '.join(classes.names[c] for c in order.absent)}")
     return endless(args, dataset, order=order)
 
 
+def rare_class_loader(
+    args: Namespace, classes: ClassSet, transforms: tuple[Callable, Callable], temperature: float, min_pixels: int
+) -> EndlessLoader:
+    """Endless crops of source images by their classes (see `RareClassSampling`), with the statistics that
+    --class-statistics names; see `source_statistics`.
+
+    Args:
+        transforms: of the whole image, and the crop.
+    """
+    resize, crop = transforms
+    dataset = source_domain(args).dataset(classes, resize)
+    path = source_statistics(args, dataset, classes, args.class_statistics, args.snapshot_dir)
+    sampled = RareClassSampling(dataset, crop, read_pixels(path, classes), temperature, min_pixels)
+    if sampled.left_out and distributed.is_main():
+        names = ", ".join(classes.names[c] for c in sampled.left_out)
+        print(f"note: no image has more than {min_pixels} pixels of {names}: not sampled by class")
+    return endless(args, sampled, order=sampled.order(args.random_seed))
+
+
 def source_statistics(
     args: Namespace, dataset: SegmentationDataset, classes: ClassSet, path: str | None, directory: str
-) -> tuple[str, Statistics]:
-    """Which class is in which source image: the file, `path` or one in a usual place, and what it says.
+) -> str:
+    """The file that says which class is in which source image: `path`, or one in a usual place.
 
     Statistics that are nowhere to be found are made, and kept in `directory`.
     """
@@ -138,8 +162,7 @@ def source_statistics(
         path = made
         if distributed.is_main():
             print(f"no class statistics in {args.data_dir}: counting the classes of {len(dataset)} labels, once, into {made}")
-            write_statistics(
-                made, count_classes(dataset, max(1, args.num_workers), skip_bad=args.on_bad_sample == "skip"), classes
-            )
+            pixels = count_pixels(dataset, max(1, args.num_workers), skip_bad=args.on_bad_sample == "skip")
+            write_statistics(made, classes_with_pixels(pixels), classes, pixels)
         distributed.wait_for_all()
-    return path, read_statistics(path, classes)
+    return path

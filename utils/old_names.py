@@ -81,6 +81,7 @@ OLD_NAMES = {
         MAXSQUARE | _valued("--gamma", "--exp-tag", "--exp", "--init-round"),
     ),
     "train_fada.py": OldNames(SHARED),
+    "train_dacs.py": OldNames(SHARED, _switches("--save-images") | _valued("--config", "--name", "--gpus")),
     "train_cbst.py": OldNames(
         SHARED
         | {
@@ -133,6 +134,8 @@ OLD_NAMES = {
     ),
     "evaluate_cityscapes.py": OldNames(
         {
+            "-m": "--restore-from",
+            "--model-path": "--restore-from",
             "--pretrained-ckpt-file": "--restore-from",
             "--weights": "--restore-from",
             "--backbone": "--model",
@@ -149,7 +152,7 @@ OLD_NAMES = {
             "--data-loader-workers": "--num-workers",
             "--prefetch-threads": "--num-workers",
         },
-        _switches("--is-training", "--image-summary", "--save-predictions")
+        _switches("--is-training", "--image-summary", "--save-predictions", "--save-output-images")
         | _valued("--ignore-label", "--phase", "--base-size", "--batch-size-per-gpu"),
     ),
     "predict.py": OldNames({"--data-loader-workers": "--num-workers"}),
