@@ -55,8 +55,8 @@ CROP = (512, 512)
 
 # Help that takes more than a line.
 PIXEL_WEIGHT = (
-    "of pseudo-labels: the share of sure pixels of the whole batch (threshold_uniform in the original), of each image, 1 or 0 for "
-    "each pixel (threshold), or always 1"
+    "of pseudo-labels: the share of sure pixels of the whole batch (threshold_uniform in the original), of each image, 1 or 0 "
+    "for each pixel (threshold), or always 1"
 )
 TEACHER_AVERAGES = "what the teacher averages: parameters (its BatchNorm statistics are its own), or these statistics too"
 
@@ -86,14 +86,18 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     group.add_argument("--mask-block", type=positive, default=32, metavar="N", help="side of the blocks that are hidden")
     group.add_argument("--mask-ratio", type=fraction, default=0.7, help="share of blocks that are hidden")
     group.add_argument("--lambda-mask", type=not_negative, default=1.0, help="weight of the loss on masked images")
-    group.add_argument("--rare-class-sampling", type=above_zero, metavar="T", help="temperature; smaller: rare classes more often")
+    group.add_argument(
+        "--rare-class-sampling", type=above_zero, metavar="T", help="temperature; smaller: rare classes more often"
+    )
     group.add_argument("--rare-class-pixels", type=count, default=3000, metavar="N", help="an image has more of its class")
     group.add_argument("--class-statistics", metavar="FILE", help="of the source, as JSON (default: beside it, or made)")
     parser.set_defaults(batch_size=2)
     args = flags.complete(parser.parse_args(arguments))
     largest = tuple(map(min, args.input_size, args.input_size_target))
     if args.crop and any(side > limit for side, limit in zip(args.crop, largest, strict=True)):
-        raise RunError(f"--crop {args.crop[0]},{args.crop[1]} is larger than the resized images; at most {largest[0]},{largest[1]}")
+        raise RunError(
+            f"--crop {args.crop[0]},{args.crop[1]} is larger than the resized images; at most {largest[0]},{largest[1]}"
+        )
     return args.with_values(crop=args.crop or tuple(map(min, CROP, largest)))
 
 

@@ -128,7 +128,9 @@ def read_pixels(path: str, classes: ClassSet) -> dict[str, list[int]]:
         content = json.load(file) if file.read(1) == b"{" and not file.seek(0) else {}
     pixels = content.get("pixels")
     if not isinstance(pixels, dict) or not all(_are_counts(counts, len(classes)) for counts in pixels.values()):
-        raise StatisticsError(f"{path}: does not count the pixels of the classes; make it anew with scripts/class_statistics.py")
+        raise StatisticsError(
+            f"{path}: does not count the pixels of the classes; make it anew with scripts/class_statistics.py"
+        )
     return {name: counts + [0] * (len(classes) - len(counts)) for name, counts in pixels.items()}
 
 

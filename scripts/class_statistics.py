@@ -4,8 +4,9 @@
     python scripts/class_statistics.py --source synthia --data-dir ./data/SYNTHIA --num-classes 16
     python scripts/class_statistics.py --source folder --data-dir ./data/field            # the classes of its classes.json
 
-train_fada.py and train_dacs.py find the file beside the data. train_fada.py reads FADA's gtav_label_info.p and synthia_label_info.p too (--from converts
-one to JSON), and makes the statistics itself when there are none.
+train_fada.py and train_dacs.py find the file beside the data, and make the statistics themselves when there are none.
+train_fada.py reads FADA's gtav_label_info.p and synthia_label_info.p too (--from converts one to JSON; they count no pixels,
+which rare class sampling needs).
 """
 
 import os
@@ -14,13 +15,7 @@ from collections.abc import Sequence
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from dataset.class_statistics import (
-    classes_with_pixels,
-    count_pixels,
-    files_of_classes,
-    read_statistics,
-    write_statistics,
-)
+from dataset.class_statistics import classes_with_pixels, count_pixels, files_of_classes, read_statistics, write_statistics
 from dataset.segmentation import build_dataset
 from utils import flags
 from utils.errors import exit_with_message

@@ -60,8 +60,9 @@ MAXSQUARE = _valued(
 OLD_NAMES = {
     "train_adaptsegnet.py": OldNames(
         SHARED,
-        _switches("--is-training", "--not-restore-last", "--random-scale", "--tensorboard")
-        | _valued("--ignore-label", "--log-dir"),
+        # The last three are ADVENT's.
+        _switches("--is-training", "--not-restore-last", "--random-scale", "--tensorboard", "--random-train")
+        | _valued("--ignore-label", "--log-dir", "--exp-suffix", "--viz-every-iter"),
     ),
     "train_clan.py": OldNames(
         SHARED, _switches("--is-training", "--not-restore-last") | _valued("--ignore-label", "--iter-size")
