@@ -6,7 +6,7 @@ import re
 import pytest
 from conftest import ROOT
 
-METHODS = {"adaptsegnet", "maxsquare", "minent", "clan", "fada", "cbst", "crst", "mrkld", "lrent", "mxnet"}
+METHODS = {"adaptsegnet", "maxsquare", "minent", "clan", "fada", "cbst", "crst", "dacs", "advent", "mrkld", "lrent", "mxnet"}
 # Formats of files are called after the programs that wrote them, and these two modules tell files apart.
 ABOUT_FILES = {"model/checkpoint_formats.py", "model/recognition.py"}
 SHARED = [

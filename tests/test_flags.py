@@ -152,6 +152,7 @@ RUNS = {
     "train_adaptsegnet.py": ["--val-every 2"],
     "train_maxsquare.py": ["--multi --val-source", "--target-mode hard --epoch-num 1 --val-every 0"],
     "train_clan.py": ["--val-every 2"],
+    "train_dacs.py": ["--val-every 2 --mask --rare-class-sampling 0.1 --rare-class-pixels 50"],
     "train_fada.py": ["--stage all --batch-size 2 --input-size-test 96,48 --num-steps 2"],
     "train_cbst.py": [
         "--num-rounds 2 --epochs-per-round 1 --with-prior --prior {prior} --mr-weight-kld 0.1",

@@ -15,6 +15,7 @@ import evaluate_cityscapes
 import train_adaptsegnet
 import train_cbst
 import train_clan
+import train_dacs
 import train_fada
 import train_maxsquare
 import train_source
@@ -30,6 +31,7 @@ MODULES = {
     "train_clan.py": train_clan,
     "train_cbst.py": train_cbst,
     "train_fada.py": train_fada,
+    "train_dacs.py": train_dacs,
 }
 ROOTS = {"gta5": "GTA5", "synthia": "SYNTHIA", "cityscapes": "Cityscapes", "crosscity": "NTHU_Datasets"}
 COMMANDS = [line.partition(" ")[::2] for line in (ROOT / "tests/published_commands.txt").read_text().splitlines()]
@@ -42,7 +44,7 @@ def test_it_trains(script, command, mini_data, tmp_path):
     small = {
         "data_dir": str(mini_data / ROOTS[args.source]), "input_size": (64, 32), "restore_from": "none", "device": "cpu",
         "gpu": None, "num_workers": 0, "snapshot_dir": str(tmp_path), "num_steps": 4, "num_steps_stop": 1, "log_every": 1,
-        "val_every": 0, "batch_size": 2, "restore_discriminator": None,
+        "val_every": 0, "batch_size": 2, "restore_discriminator": None, "crop": (48, 32),
     }  # fmt: skip
     if hasattr(args, "target"):
         small |= {"data_dir_target": str(mini_data / ROOTS[args.target]), "input_size_target": (64, 32)}
@@ -140,6 +142,8 @@ def test_it_evaluates(script, command, mini_data, tmp_path, capsys):
     if "--pretrained_ckpt_file" in words:
         state = {"state_dict": {f"module.{key}": value for key, value in state.items()}, "best_MIou": 0.4}
         protocol = "maxsquare"
+    elif "--model-path" in words:
+        state, protocol = {"model": state, "ema_model": state, "config": {}}, "dacs"
     elif "-cfg" in words:
         assert (args.input_size, args.save) == ((2048, 1024), "none")
         protocol = "fada"

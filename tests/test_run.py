@@ -400,6 +400,7 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(mini_data, tmp_pa
         ("train_source.py", "--updates clean"),
         ("train_maxsquare.py", "--multi --target-mode IW_maxsquare --val-every 0"),
         ("train_clan.py", "--preheat-steps 1 --lambda-adv 0.1"),
+        ("train_dacs.py", "--batch-size 1 --mask --rare-class-sampling 0.1 --rare-class-pixels 50 --blur False"),
         ("train_fada.py", "--stage all --lambda-adv 0.1 --batch-size 4 --input-size-test 96,48 --scale-range 1,1"),
         ("train_cbst.py", "--num-rounds 2 --batch-size 1 --mr-weight-kld 0.1 --init-src-port 0.5"),
     ],
@@ -429,6 +430,7 @@ def test_every_script_trains_in_two_processes(script, more, mini_data, tmp_path)
     command = [sys.executable, script, *common, *doubled, "--snapshot-dir", str(tmp_path / "one")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     last = {"train_fada.py": "adversarial/model_iter000003.pth", "train_cbst.py": "round0/gta52cityscapes_round0_epoch2.pth"}
+    last["train_dacs.py"] = "checkpoint-iter3.pth"
     last = last.get(script, "GTA5_3.pth")
     one, two = (read_weights(tmp_path / name / last).tensors for name in ("one", "two"))
     for key in one:
