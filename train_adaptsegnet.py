@@ -115,9 +115,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     group = parser.add_argument_group("AdaptSegNet")
     group.add_argument("--protocol", choices=PROTOCOLS, default="original", help=PROTOCOL)
     group.add_argument("--target-loss", choices=("adversarial", "adversarial-entropy", "entropy"), help=TARGET_LOSS)
-    group.add_argument(
-        "--levels", type=int, choices=(1, 2), default=2, help="classifiers; 1: none on layer 3"
-    )
+    group.add_argument("--levels", type=int, choices=(1, 2), default=2, help="classifiers; 1: none on layer 3")
     group.add_argument("--iter-size", type=positive, default=1, help="sub-iterations whose gradients are accumulated")
     group.add_argument("--gan", choices=("Vanilla", "LS"), default="Vanilla", help="loss of the discriminators")
     group.add_argument("--lambda-seg", type=not_negative, default=0.1, help="weight of level 1's segmentation (level 2: 1)")

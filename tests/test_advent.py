@@ -16,6 +16,7 @@ from dataset.transforms import Resize
 from model import OutputDiscriminator, build_model, load_model, load_weights, read_discriminator, upsample
 from scripts import convert_checkpoint
 from train_adaptsegnet import adversarial_loss, entropy, self_information
+from utils import domains
 from utils.domains import endless
 from utils.evaluation import predict
 from utils.losses import cross_entropy
@@ -231,7 +232,6 @@ CASES = [
 @pytest.mark.parametrize("case, updates, variant", CASES)
 def test_four_steps_match_the_original(case, updates, variant, data, tmp_path, golden, monkeypatch):
     recorded = golden(f"advent/trajectory_{case}.npz")
-    from utils import domains
 
     def ordered(args, dataset, seed_offset=0):
         return endless(args, dataset, order=[0, 1] * 9)
