@@ -320,37 +320,38 @@ def test_strengths_and_decisions_of_augmentation(monkeypatch):
 
 
 class Small(nn.Sequential):
+    """conv and BatchNorm with the recorded weights of a student."""
+
+    batch_norm = "frozen-affine"
+
+    def __init__(self, number=0):
+        super().__init__(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
+        self.load_state_dict(filled_state(self, prefix=f"ema{number}."))
+        self.settings = {"number": number}
+
     def norms(self):
         return [self[1]]
 
 
-def small_network(number):
-    """conv and BatchNorm with the recorded weights of a student."""
-    network = Small(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
-    network.load_state_dict(filled_state(network, prefix=f"ema{number}."))
-    network.batch_norm = "frozen-affine"
-    return network
-
-
-def test_the_teacher_follows_as_in_dacs_and_as_in_mic(golden):
+def test_the_teacher_follows_as_in_dacs_and_as_in_mic(golden, monkeypatch):
     recorded = golden("dacs/ema.npz")
     for case, highest in (("dacs_0.99", 0.99), ("mic_0.999", 0.999)):
         ours = [mean_teacher.teacher_momentum(int(i), highest) for i in recorded["iterations"]]
         np.testing.assert_allclose(ours, recorded[f"alpha/{case}"], rtol=1e-12)
-    teacher = mean_teacher.make_teacher(small_network(0))
+    monkeypatch.setattr(mean_teacher, "build_model", Small)
+    teacher = mean_teacher.make_teacher(Small(0))
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     for i in range(6):
-        mean_teacher.update_teacher(teacher, small_network(i + 1), mean_teacher.teacher_momentum(i, 0.99))
+        mean_teacher.update_teacher(teacher, Small(i + 1), mean_teacher.teacher_momentum(i, 0.99))
         for key in ("0.weight", "0.bias", "1.weight", "1.bias"):
             np.testing.assert_allclose(teacher.state_dict()[key], recorded[f"dacs/teacher_after/{key}"][i], atol=1e-6)
-    assert (teacher[1].running_mean == 0).all() and (teacher[1].running_var == 1).all()
-    teacher = mean_teacher.make_teacher(small_network(9))
+    assert torch.equal(teacher[1].running_mean, torch.zeros(3)) and torch.equal(teacher[1].running_var, torch.ones(3))
+    teacher = mean_teacher.make_teacher(Small(9))
     for i in range(6):
-        mean_teacher.update_teacher(teacher, small_network(i), mean_teacher.teacher_momentum(i, 0.999))
+        mean_teacher.update_teacher(teacher, Small(i), mean_teacher.teacher_momentum(i, 0.999))
         for key in ("0.weight", "1.bias"):
-            np.testing.assert_allclose(
-                teacher.state_dict()[key], recorded[f"mic/teacher_used_in_iteration/{key}"][i], atol=1e-6
-            )
+            expected = recorded[f"mic/teacher_used_in_iteration/{key}"][i]
+            np.testing.assert_allclose(teacher.state_dict()[key], expected, atol=1e-6)
 
 
 def test_a_teacher_of_everything_has_its_students_statistics():

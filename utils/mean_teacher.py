@@ -5,10 +5,10 @@ As one of a run's networks the teacher is saved and resumed with it. With severa
 are alike after each update, so the teachers are.
 """
 
-import copy
-
 import torch
+from torch import Tensor
 
+from model import build_model
 from model.normalization import freezes_statistics
 from model.segmenter import Segmenter
 
@@ -16,15 +16,17 @@ AVERAGES = ("parameters", "everything")
 
 
 def make_teacher(student: Segmenter, averages: str = "parameters") -> Segmenter:
-    """A copy of the student without gradients.
+    """A network like the student, with its weights and without gradients.
 
     Args:
+        student: from `build_model`.
         averages: of AVERAGES. With "parameters" BatchNorm's running statistics are the teacher's own and start anew, so it has
             to normalise with its batch (train mode), and they are no use for evaluation; only statistics that the student
             keeps fixed are copied. With "everything" they follow the student's as the parameters do, whatever the teacher
             itself sees.
     """
-    teacher = copy.deepcopy(student).requires_grad_(False)
+    teacher = build_model(**student.settings).requires_grad_(False)
+    teacher.load_state_dict(student.state_dict())
     for norm in teacher.norms():
         if averages == "everything":
             norm.momentum = 0.0  # its own batches leave no trace in the statistics
@@ -41,7 +43,8 @@ def teacher_momentum(step: int, highest: float) -> float:
 @torch.no_grad()
 def update_teacher(teacher: Segmenter, student: Segmenter, momentum: float, averages: str = "parameters") -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, for the parameters or (see `make_teacher`) everything."""
-    old, new = list(teacher.parameters()), list(student.parameters())
+    old: list[Tensor] = list(teacher.parameters())
+    new: list[Tensor] = list(student.parameters())
     if averages == "everything":
         old += [buffer for buffer in teacher.buffers() if buffer.is_floating_point()]
         new += [buffer for buffer in student.buffers() if buffer.is_floating_point()]
