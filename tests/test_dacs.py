@@ -514,6 +514,9 @@ class Listed:
     def __len__(self):
         return len(self.records)
 
+    def path(self, index):
+        return str(index)
+
     def __getitem__(self, key):
         return {"image": torch.full((3, 60, 60), key[0]), "label": torch.full((60, 60), 255), "path": str(key[0])}
 
@@ -540,11 +543,24 @@ def test_images_and_crops_of_rare_classes(golden):
         sampling = RareClassSampling(Listed(12), crop, pixels, 0.1)
         assert all(enough[image, c] for c, images in sampling.images.items() for image in images)
         assert all(len(images) == enough[:, c].sum() for c, images in sampling.images.items())
-        crop.chosen = random.Random(7).choices(sampling.classes, sampling.weights)[0]
-        sample = sampling[0, 7, 1]
-        assert int(sample["path"]) in sampling.images[crop.chosen]
+        index = sampling.order(7)[3]
+        image, crop.chosen = divmod(index, 256)
+        assert image in sampling.images[crop.chosen] and sampling.path(index) == str(image)
+        sample = sampling[index, 7, 1]
+        assert sample["path"] == str(image)
         kept = (sample["label"] == crop.chosen).sum().item()
         assert (len(asked), kept) == tuple(cut[:2])
+
+
+def test_the_order_follows_the_probabilities_and_can_be_entered_anywhere():
+    pixels = {f"{i}.png": [9000, 4000 * (i == 1), 0] for i in range(3)}
+    sampling = RareClassSampling(Listed(3), None, pixels, 0.5)
+    order = sampling.order(5)
+    drawn = [order[k] for k in range(3000)]
+    assert [sampling.order(5)[k] for k in (0, 1500, 2999)] == [drawn[k] for k in (0, 1500, 2999)]
+    share = np.bincount([index % 256 for index in drawn], minlength=3) / len(drawn)
+    np.testing.assert_allclose(share, class_probabilities([27000, 4000, 0], 0.5), atol=0.03)
+    assert {index // 256 for index in drawn if index % 256 == 1} == {1}
 
 
 def test_rare_classes_that_no_image_has_enough_of_are_left_out():
