@@ -40,10 +40,10 @@ def discriminators(run: TrainingRun, images: Sequence[str]) -> View | None:
     judges = {level: _discriminator(path, network) for level, path in files.items() if path}
     if not judges:
         return None
-    maps = []
+    maps, as_input = [], script.discriminator_input(str(run.flags.get("target_loss")))
     for outputs, size in _outputs(network, run, images):
         by_level = script.by_level(outputs, size)
-        judged = {level: judge(F.softmax(by_level[level], dim=1)) for level, judge in judges.items()}
+        judged = {level: judge(as_input(by_level[level])) for level, judge in judges.items()}
         found = script.maps(judged, str(run.flags.get("gan")))
         maps.append({title: _at(values, size) for title, values in found.items()})
     text = (

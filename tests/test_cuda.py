@@ -33,6 +33,7 @@ CASES: dict[str, tuple[str, str, int, float]] = {
     "FADA distill, bf16": ("train_fada", f"--batch-size 1 --stage distill {BF16}", 1176, 2501),
     "CBST": ("train_cbst", CBST, 861, 2421),
     "LRENT, fp16": ("train_cbst", f"{CBST} --lr-weight-ent 0.25 {FP16}", 1134, 1557),
+    "DACS, masked, bf16": ("train_dacs", f"--mask {BF16}", 4628, 2977),
     "MRKLD of 2018, bf16": ("train_cbst", f"{CBST_2018} --mr-weight-kld 0.1 {BF16}", 519, 2088),
 }
 SLOW_CASES: dict[str, tuple[str, str, int, float]] = {
@@ -46,6 +47,8 @@ SLOW_CASES: dict[str, tuple[str, str, int, float]] = {
     "MaxSquare, fp16": ("train_maxsquare", f"{MAXSQUARE} {FP16}", 2809, 4233),
     "CLAN, bf16": ("train_clan", f"{CLAN} {BF16}", 2942, 4441),
     "CLAN, fp16": ("train_clan", f"{CLAN} {FP16}", 3003, 4441),
+    "AdvEnt": ("train_adaptsegnet", "--protocol advent", 2431, 7576),
+    "DACS": ("train_dacs", "", 2601, 4815),
     "FADA source": ("train_fada", "--batch-size 1 --stage source", 841, 4003),
     "FADA, bf16": ("train_fada", f"{FADA} {BF16}", 2371, 2640),
     "FADA, fp16": ("train_fada", f"{FADA} {FP16}", 2403, 2640),

@@ -292,10 +292,10 @@ def _stand_ins(pin: Callable[[Tensor], Tensor]) -> dict[str, Callable[..., Any]]
         return _Batches(args.batch_size, images, pin)
 
     def source(args: Flags, *_: Any, **__: Any) -> _Batches:
-        return batches(args, _BlankImages(args.input_size))
+        return batches(args, _BlankImages(getattr(args, "crop", args.input_size)))
 
     def target(args: Flags, *_: Any, **__: Any) -> _Batches:
-        return batches(args, _BlankImages(args.input_size_target, label_stride=0))
+        return batches(args, _BlankImages(getattr(args, "crop", args.input_size_target), label_stride=0))
 
     def domain(*_: Any, **__: Any) -> SimpleNamespace:
         return SimpleNamespace(dataset=lambda *_, **__: _BlankImages((1, 1)))
@@ -317,7 +317,7 @@ def _stand_ins(pin: Callable[[Tensor], Tensor]) -> dict[str, Callable[..., Any]]
         return "none"
 
     return {
-        **dict.fromkeys(("source_loader", "class_balanced_loader"), source),
+        **dict.fromkeys(("source_loader", "class_balanced_loader", "rare_class_loader"), source),
         "target_loader": target,
         "endless": batches,
         **dict.fromkeys(("source_domain", "target_domain"), domain),
