@@ -153,7 +153,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def discriminator_input(target_loss: str) -> Callable[[Tensor], Tensor]:
-    """What discriminators see of logits (N,C,H,W): with --target-loss adversarial-entropy self-information, else probabilities."""
+    """What discriminators see of logits (N,C,H,W): probabilities, with --target-loss adversarial-entropy self-information."""
     return self_information if target_loss == "adversarial-entropy" else partial(F.softmax, dim=1)
 
 

@@ -155,7 +155,7 @@ def _of_subset(label_to_file: list, file_to_label: dict, classes: ClassSet) -> S
 def _check_numbers_of_objects(content: bytes) -> None:
     """See that a pickle gives its objects no numbers beyond its size: Python makes room for all numbers up to the highest."""
     for instruction, argument, _ in pickletools.genops(content):
-        if instruction.name in ("PUT", "LONG_BINPUT") and argument > len(content):
+        if instruction.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(content):
             raise StatisticsError("damaged, it counts more objects than it can hold")
 
 

@@ -100,7 +100,7 @@ def _of_pictures() -> Iterator[Reader]:
     values = np.random.default_rng(0).integers(0, 34, (20, 30), np.uint8)
     colours = np.repeat(values[..., None], 3, 2) * 7
     smooth = Image.fromarray(colours).resize((60, 40))
-    pictures = [_picture(smooth, name, **more) for name, more in (("PNG", {}), ("JPEG", {}), ("WEBP", {}), ("TIFF", {}))]
+    pictures = [_picture(smooth, name) for name in ("PNG", "JPEG", "WEBP", "TIFF")]
     pictures += [_picture(Image.fromarray(values.astype(np.uint16) * 900), "PNG"), _picture(smooth.convert("P"), "PNG")]
     yield Reader("images", "a.png", read_image, pictures, "png")
     palette = Image.fromarray(values, "P")
