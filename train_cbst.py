@@ -18,7 +18,6 @@ the original MXNet code (ResNet-38: labels at stride 8, crops on a canvas, bicub
     --resume continues an interrupted run in any round: labels that are there stay, training goes on exactly.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +37,6 @@ from utils import distributed, flags
 from utils.device import prepare, set_up
 from utils.domains import endless, source_domain, target_domain, target_val_loader
 from utils.errors import exit_with_message
-from utils.files import write_json
 from utils.losses import IGNORED, cross_entropy, mean_over_labelled
 from utils.old_names import OLD_NAMES
 from utils.optimizers import poly, segmentation_optimizer
@@ -46,7 +44,7 @@ from utils.parser import Flags, Parser, fraction, not_negative, positive, share
 from utils.plan import Plan
 from utils.run import Run, fixed_flags
 from utils.seeding import seed_everything
-from utils.self_training.claims import claim_directory, working_in
+from utils.self_training.claims import claim_directory, finish, outcome_of, working_in
 from utils.self_training.flags import add_crop_flags, add_labelling_flags, check, with_published_values
 from utils.self_training.label_folders import readable
 from utils.self_training.labelling import label_target
@@ -54,7 +52,6 @@ from utils.self_training.prior import read_prior
 from utils.self_training.protocols import CRST, PROTOCOLS, Protocol
 from utils.self_training.training_set import source_subset, training_set
 from utils.starting_weights import restore
-from utils.state import StateError
 
 SAMPLE_POLICIES = {"r": "random", "c": "cumulative"}  # both originals take the letters, too
 SAMPLE_POLICY = "random: other images in each round; cumulative: the same and more (default random; cbst cumulative)"
@@ -188,8 +185,7 @@ def main(args: Flags) -> None:
         for now in schedule(args, protocol):
             seed_everything(args.random_seed + now.number)  # the same whether the rounds before it ran or were finished
             directory = os.path.join(args.snapshot_dir, f"round{now.number}")
-            finished = os.path.join(directory, "finished.json")
-            if not os.path.exists(finished):
+            if outcome_of(directory, "weights") is None:
                 if distributed.is_main():
                     os.makedirs(directory, exist_ok=True)
                     portions = f"{now.target:.0%} of the target's pixels, {now.source:.2%} of the source's images"
@@ -207,23 +203,10 @@ def main(args: Flags) -> None:
                 last = retrain(settings, plan, network, endless(args, images), val_images, device, report.thresholds)
 
                 if distributed.is_main():
-                    write_json(finished, {"weights": os.path.relpath(last, args.snapshot_dir)})
+                    finish(directory, weights=os.path.relpath(last, args.snapshot_dir))
                     shutil.rmtree(os.path.join(directory, "maps"), ignore_errors=True)
                 distributed.wait_for_all()
-            weights = os.path.join(args.snapshot_dir, weights_of(finished))
-
-
-def weights_of(finished: str) -> str:
-    """The last weights of a round, as its finished.json says.
-
-    Raises:
-        StateError: the file is damaged.
-    """
-    try:
-        with open(finished, encoding="utf-8") as file:
-            return str(json.load(file)["weights"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StateError(f"{finished}: damaged; remove it, and --resume finishes the round again") from error
+            weights = os.path.join(args.snapshot_dir, outcome_of(directory, "weights"))
 
 
 def build_network(args: Flags, protocol: Protocol, classes: ClassSet, weights: str | None, device: torch.device) -> Segmenter:

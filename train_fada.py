@@ -55,7 +55,7 @@ from utils.parser import Flags, Parser, above_zero, not_negative, numbers, scale
 from utils.plan import plan_steps
 from utils.run import Run, fixed_flags
 from utils.seeding import seed_everything
-from utils.self_training.claims import claim_directory, working_in
+from utils.self_training.claims import claim_directory, finish, outcome_of, working_in
 from utils.self_training.label_folders import LabelFolder, readable
 from utils.self_training.labelling import label_every_pixel
 from utils.starting_weights import restore, restore_discriminators
@@ -201,14 +201,14 @@ def main(args: Flags) -> None:
         for settings in stages:
             if chain:
                 settings = settings.with_values(resume="auto" if args.resume else False)
-            if chain and settings.stage != "pseudo-label":
-                last = os.path.join(settings.snapshot_dir, f"model_iter{settings.num_steps_stop:06d}.pth")
-                if args.resume and os.path.exists(last):
+                if outcome_of(settings.snapshot_dir, "steps") == settings.num_steps_stop:
                     continue
             seed_everything(args.random_seed)  # a stage is the same whether the ones before it ran or were finished
             if distributed.is_main():
                 print(f"\nstage {settings.stage}: {settings.snapshot_dir}")
             run_stage[settings.stage](settings, classes, device)
+            if chain and settings.stage != "pseudo-label" and distributed.is_main():
+                finish(settings.snapshot_dir, steps=settings.num_steps_stop)
 
 
 def train_supervised(args: Flags, classes: ClassSet, device: torch.device) -> None:

@@ -15,7 +15,6 @@ from conftest import ROOT
 from filled import filled
 from test_run import Killed, adapt, assert_same_run, flags
 
-import train_cbst
 from dataset.catalogue import CITYSCAPES
 from dataset.class_statistics import StatisticsError, read_statistics
 from model import WeightsError, build_model, load_model, read_weights
@@ -24,7 +23,7 @@ from utils import files, locks, plan, state
 from utils.errors import RunError
 from utils.files import CHECKSUM, fits_checksum, replacing, sweep
 from utils.run_log import RunLog
-from utils.self_training.claims import read_claim
+from utils.self_training.claims import outcome_of, read_claim
 from utils.self_training.thresholds import ClassReport
 from utils.state import StateError, discard_damaged, load_state, predecessor, save_state, save_tensors
 
@@ -316,7 +315,7 @@ def test_damaged_notes_of_a_round(content, tmp_path):
     (tmp_path / "finished.json").write_bytes(content)
     if content != b'{"weights": 1}':
         with pytest.raises(StateError, match=str(tmp_path / "finished.json")):
-            train_cbst.weights_of(str(tmp_path / "finished.json"))
+            outcome_of(str(tmp_path), "weights")
 
 
 def test_what_a_killed_process_left_beside_the_lock_is_swept(tmp_path):

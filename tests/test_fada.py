@@ -37,7 +37,7 @@ from utils.errors import RunError
 from utils.evaluation import evaluate, predict
 from utils.losses import cross_entropy
 from utils.self_training import label_folders
-from utils.state import StateError
+from utils.state import StateError, load_state
 
 INPUTS = GOLDEN / "fada/inputs"
 KEYS = json.load(open(GOLDEN / "fada/keys.json"))
@@ -581,6 +581,25 @@ def test_the_chain_continues_inside_and_between_stages(mini_data, tmp_path, monk
     with pytest.raises(StateError, match=r"made with other settings: temperature 1.8 \(now 1.5\)"):
         chain(mini_data, tmp_path / "parts", "--resume", "--temperature", "1.5")
     assert load_model(tmp_path / "whole/distill/model_iter000003.pth").settings["name"] == "MiniResNet18"
+
+
+def test_a_stage_is_finished_by_its_state_not_by_its_last_snapshot(mini_data, tmp_path, monkeypatch):
+    """Killed between the two, it saves the state that it lacks when it goes on."""
+    save = train_fada.Run._save_state
+
+    def killed(self, next_step, **more):
+        if next_step == self.plan.steps:
+            raise KeyboardInterrupt
+        save(self, next_step, **more)
+
+    monkeypatch.setattr(train_fada.Run, "_save_state", killed)
+    with pytest.raises(KeyboardInterrupt):
+        chain(mini_data, tmp_path)
+    assert (tmp_path / "source/model_iter000003.pth").exists()
+    monkeypatch.setattr(train_fada.Run, "_save_state", save)
+    chain(mini_data, tmp_path, "--resume")
+    assert load_state(str(tmp_path / "source/state.pth"))["next_step"] == 3
+    assert json.load(open(tmp_path / "source/finished.json")) == {"steps": 3}
 
 
 def test_synthia_has_16_classes(mini_data, tmp_path):

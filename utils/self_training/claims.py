@@ -17,6 +17,7 @@ from ..stop_signals import StopSignals
 from ..watchdog import watching
 
 NOTE = "made_from.json"
+FINISHED = "finished.json"
 GENERATED = (".json", ".png", ".npz")
 
 
@@ -94,3 +95,24 @@ def read_claim(directory: str) -> dict[str, Any]:
 
 def _holds_files(directory: str) -> bool:
     return any(folder != directory or not name.endswith(".json") for folder, _, names in os.walk(directory) for name in names)
+
+
+def finish(directory: str, **outcome: Any) -> None:
+    """Note that a stage or round has come to its end, and with what."""
+    write_json(os.path.join(directory, FINISHED), outcome)
+
+
+def outcome_of(directory: str, key: str) -> Any:
+    """What `finish` noted under this key; None if the stage or round has not come to its end.
+
+    Raises:
+        StateError: the note is damaged.
+    """
+    path = os.path.join(directory, FINISHED)
+    if not os.path.exists(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)[key]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise StateError(f"{path}: damaged; remove it, and --resume finishes what it stands for again") from error
