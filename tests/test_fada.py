@@ -598,7 +598,7 @@ def test_a_stage_is_finished_by_its_state_not_by_its_last_snapshot(mini_data, tm
     assert (tmp_path / "source/model_iter000003.pth").exists()
     monkeypatch.setattr(train_fada.Run, "_save_state", save)
     chain(mini_data, tmp_path, "--resume")
-    assert load_state(str(tmp_path / "source/state.pth"))["next_step"] == 3
+    assert load_state(str(tmp_path / "source/state.pth"))[0]["next_step"] == 3
     assert json.load(open(tmp_path / "source/finished.json")) == {"steps": 3}
 
 
