@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 # Beside times: which command it was, and whether it was resumed.
-NOT_COMPARED = {"images_per_second", "data_wait", "peak_memory_gb"}
+NOT_COMPARED = {"images_per_second", "data_wait", "seconds", "peak_memory_gb"}
 NOT_COMPARED_ARGS = {"resume", "versions", "command", "snapshot_dir"}
 SPEED = "speed"
 
