@@ -41,7 +41,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from dataset.catalogue import CITYSCAPES
 from scripts import mini_benchmark as preset
-from scripts.mini_benchmark import ALL, BLOCKS, GAPS, HEADLINE, ROWS, SIZE, WITHOUT_TARGET, Profile
+from scripts.mini_benchmark import ALL, BLOCKS, GAPS, HEADLINE, METHODS, ROWS, SIZE, WITHOUT_TARGET, Profile
 from utils.files import write_json
 from utils.parser import Parser, positive
 
@@ -312,10 +312,17 @@ def row_job(demo: Demo, row: str, seed: int) -> Job:
     return Job(title(row, seed), tuple(title(need, seed) for need in needs), steps)
 
 
-def training_flags(demo: Demo, row: str, seed: int, model: str) -> list[str]:
-    """The flags that all training scripts have in common."""
+def training_flags(demo: Demo, row: str, seed: int, model: str, folder: str = "") -> list[str]:
+    """The flags that all training scripts have in common; `folder` is the run directory if it is not the row's."""
     steps = str(demo.steps(row))
-    run = ["--snapshot-dir", demo.run_directory(row, seed), "--save-pred-every", "100000", "--save-state-every", "100"]
+    run = [
+        "--snapshot-dir",
+        folder or demo.run_directory(row, seed),
+        "--save-pred-every",
+        "100000",
+        "--save-state-every",
+        "100",
+    ]
     schedule = ["--num-steps", steps, "--num-steps-stop", steps, "--seed", str(seed)]
     return [*preset.SHARED.split(), "--model", model, "--input-size", SIZE, *schedule, *run]
 
@@ -335,11 +342,25 @@ def adaptation(demo: Demo, row: str, seed: int, start: str) -> list[Step]:
     """Training that goes on from the weights `start`."""
     script, flags, _, model, block = ROWS[row]
     target = [] if row in WITHOUT_TARGET else target_data(demo)
-    common = [script, *source_data(demo), *target, *training_flags(demo, row, seed, model)]
-    common += ["--batch-norm", BLOCKS[block].batch_norm, *preset.ADAPTATION.split(), *flags.split()]
+    adapting = ["--batch-norm", BLOCKS[block].batch_norm, *preset.ADAPTATION.split()]
+    common = [script, *source_data(demo), *target, *training_flags(demo, row, seed, model), *adapting, *flags.split()]
     if script == "train_fada.py":
         return fada(demo, row, seed, common, start)
-    return [Step([*common, "--restore-from", start], demo.trained_weights(row, seed))]
+    steps = []
+    if model == preset.TWIN:
+        steps.append(second_classifier(demo, row, seed, adapting, start))
+        start = steps[0].finished
+    return [*steps, Step([*common, "--restore-from", start], demo.trained_weights(row, seed))]
+
+
+def second_classifier(demo: Demo, row: str, seed: int, adapting: Sequence[str], start: str) -> Step:
+    """Source training of a network with twin classifiers, the second one from random values: a fresh one would disturb the
+    features, in so few steps."""
+    folder = os.path.join(demo.root, f"seed{seed}", f"{row.replace(', ', '-')}-start")  # no target in it: for all gaps
+    flags = training_flags(demo, row, seed, preset.TWIN, folder)
+    command = ["train_source.py", *source_data(demo), *flags, *adapting, *METHODS["control"].flags.split()]
+    command += ["--lambda-seg", "1", "--restore-from", start]  # both classifiers are main ones
+    return Step(command, os.path.join(folder, f"GTA5_{demo.steps(row)}.pth"))
 
 
 def fada(demo: Demo, row: str, seed: int, common: Sequence[str], start: str) -> list[Step]:
@@ -425,8 +446,8 @@ def figures(path: str) -> dict[str, Any]:
 
 
 def training_seconds(run: str) -> float:
-    """The seconds of all commands of a run, since its last start."""
-    notes = glob(os.path.join(run, "**", SECONDS), recursive=True)
+    """The seconds of all commands of a run, since their last start."""
+    notes = [path for place in (run, f"{run}-start") for path in glob(os.path.join(place, "**", SECONDS), recursive=True)]
     return sum(float(open(path).read()) for path in notes)
 
 

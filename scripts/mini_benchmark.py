@@ -22,6 +22,8 @@ CBST = (
 )
 CBST_WEIGHTS = "round1/gta52cityscapes_round1_epoch1.pth"
 
+TWIN = "MiniResNet18Twin"  # two classifiers on the same features; the second one is trained on the source first
+
 
 class Block(NamedTuple):
     """Rows with one treatment of BatchNorm.
@@ -84,12 +86,7 @@ METHODS = {
     "control": Row("train_source.py", "--multi --gaussian-blur False --random-mirror False"),
     "MaxSquare+IW": Row("train_maxsquare.py", "--target-mode IW_maxsquare --lambda-target 2 --IW-ratio 0.5 --val-every 0"),
     "AdaptSegNet": Row("train_adaptsegnet.py", "--lambda-adv-target1 0.006 --lambda-adv-target2 0.03 --learning-rate-D 2e-4"),
-    # Its second classifier starts from random values, as both do where it is published.
-    "CLAN": Row(
-        "train_clan.py",
-        "--fresh-classifier --lambda-adv 0.6 --learning-rate-D 2e-4 --random-scale False",
-        model="MiniResNet18Twin",
-    ),
+    "CLAN": Row("train_clan.py", "--lambda-adv 0.6 --learning-rate-D 2e-4 --random-scale False", model=TWIN),
     "FADA": Row(
         "train_fada.py",
         "--batch-size 8 --lambda-adv 0.005 --learning-rate-D 2e-4 --color-jitter 0,0,0,0 --class-balanced False "
