@@ -14,7 +14,8 @@ Rows of the table, all scored on the target's val split with their last weights:
     AdaBN          the same weights with the target's statistics: no training
     control        source-only trained on, still on the source alone, for as many steps as the longest method; then the
                    target's statistics
-    MaxSquare+IW, AdaptSegNet, CLAN, FADA, CBST    AdaBN adapted by these methods, then the target's statistics again
+    MaxSquare+IW, AdaptSegNet, FADA, CBST    AdaBN adapted by these methods, then the target's statistics again
+    ..., twin; CLAN    the same with CLAN's twin classifiers, which it is compared with
     MinEnt, CBST-SP, CBST+MRKLD    (--all) variants of the methods, treated alike
     ..., frozen    (--all) source-only adapted with BatchNorm frozen, and scored with the source's statistics
     oracle         (--all) trained on target labels for as many steps as source-only, first seed only
@@ -41,7 +42,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from dataset.catalogue import CITYSCAPES
 from scripts import mini_benchmark as preset
-from scripts.mini_benchmark import ALL, BLOCKS, GAPS, HEADLINE, METHODS, ROWS, SIZE, WITHOUT_TARGET, Profile
+from scripts.mini_benchmark import ADABN, ALL, BLOCKS, FROM_SCRATCH, GAPS, HEADLINE, ROWS, SIZE, TWIN, WITHOUT_TARGET, Profile
 from utils.files import write_json
 from utils.parser import Parser, positive
 
@@ -110,9 +111,9 @@ class Demo:
 
     def trained_weights(self, row: str, seed: int) -> str:
         """The last weights of a row's training."""
-        if row == "AdaBN":
-            return self.trained_weights("source-only", seed)
-        name = {"source-only": "GTA5_{steps}.pth", "oracle": "CITYSCAPES_{steps}.pth"}.get(row) or ROWS[row].weights
+        if row in ADABN:
+            return self.trained_weights(ADABN[row], seed)
+        name = FROM_SCRATCH[row].weights if row in FROM_SCRATCH else ROWS[row].weights
         return os.path.join(self.run_directory(row, seed), name.format(steps=self.steps(row)))
 
     def weights(self, row: str, seed: int) -> str:
@@ -122,19 +123,37 @@ class Demo:
         return self.trained_weights(row, seed)
 
     def steps(self, row: str) -> int:
-        if row in ("source-only", "oracle"):
+        if row in FROM_SCRATCH:
             return self.profile.source_steps
         return self.profile.control_steps if row in WITHOUT_TARGET else self.profile.adaptation_steps
 
 
-def block_of(row: str) -> str | None:
-    """The id of a row's treatment of BatchNorm; None for source-only and the oracle, which have none."""
-    return ROWS[row].block if row in ROWS else "own" if row == "AdaBN" else None
+def block_of(row: str) -> str:
+    """The id of a row's block; "reference" for one that has no treatment of BatchNorm."""
+    if row in ROWS:
+        return ROWS[row].block
+    return "reference" if row == "oracle" else "own"
+
+
+def start_of(row: str) -> str | None:
+    """The row whose weights a row goes on from; None if it is trained from scratch."""
+    if row in FROM_SCRATCH:
+        return None
+    if row in ADABN:
+        return ADABN[row]
+    twin = ", twin" if ROWS[row].model == TWIN else ""
+    return f"AdaBN{twin}" if has_target_statistics(row) and row not in WITHOUT_TARGET else f"source-only{twin}"
+
+
+def baseline_of(row: str) -> str | None:
+    """The source-only row that a row comes from."""
+    start = start_of(row)
+    return ADABN.get(start, start) if start else None
 
 
 def has_target_statistics(row: str) -> bool:
-    block = block_of(row)
-    return block is not None and BLOCKS[block].target_statistics
+    """True for a row that is scored with the target's BatchNorm statistics, estimated for it."""
+    return row in ADABN or row in ROWS and BLOCKS[ROWS[row].block].target_statistics
 
 
 class Workers:
@@ -296,33 +315,23 @@ def target_data(demo: Demo) -> list[str]:
 
 def row_job(demo: Demo, row: str, seed: int) -> Job:
     """The job that makes a row of one seed: training, the target's statistics, scores."""
-    title = "{}, seed {}".format
-    if row in ("source-only", "oracle"):
-        needs, steps = [], [training(demo, row, seed)]
-    elif row == "AdaBN":
-        needs, steps = ["source-only"], []
+    start = start_of(row)
+    if start is None:
+        steps = [training(demo, row, seed)]
     else:
-        start = "source-only" if row in WITHOUT_TARGET else BLOCKS[ROWS[row].block].start
-        needs, steps = [start], adaptation(demo, row, seed, demo.weights(start, seed))
+        steps = adaptation(demo, row, seed, demo.weights(start, seed)) if row in ROWS else []
     if has_target_statistics(row):
         steps.append(target_statistics(demo, seed, demo.trained_weights(row, seed), demo.weights(row, seed)))
     steps.append(evaluation(demo, row, seed))
     if row == "source-only":
         steps.append(source_evaluation(demo, seed))
-    return Job(title(row, seed), tuple(title(need, seed) for need in needs), steps)
+    return Job(f"{row}, seed {seed}", (f"{start}, seed {seed}",) if start else (), steps)
 
 
-def training_flags(demo: Demo, row: str, seed: int, model: str, folder: str = "") -> list[str]:
-    """The flags that all training scripts have in common; `folder` is the run directory if it is not the row's."""
+def training_flags(demo: Demo, row: str, seed: int, model: str) -> list[str]:
+    """The flags that all training scripts have in common."""
     steps = str(demo.steps(row))
-    run = [
-        "--snapshot-dir",
-        folder or demo.run_directory(row, seed),
-        "--save-pred-every",
-        "100000",
-        "--save-state-every",
-        "100",
-    ]
+    run = ["--snapshot-dir", demo.run_directory(row, seed), "--save-pred-every", "100000", "--save-state-every", "100"]
     schedule = ["--num-steps", steps, "--num-steps-stop", steps, "--seed", str(seed)]
     return [*preset.SHARED.split(), "--model", model, "--input-size", SIZE, *schedule, *run]
 
@@ -333,8 +342,8 @@ def training(demo: Demo, row: str, seed: int) -> Step:
         data = ["--source", "cityscapes", "--data-dir", f"{demo.target}/Cityscapes", "--source-split", "train"]
     else:
         data = source_data(demo)
-    flags = training_flags(demo, row, seed, "MiniResNet18")
-    command = ["train_source.py", *data, *flags, *preset.FROM_SCRATCH.split()]
+    script, flags, _, model, _ = FROM_SCRATCH[row]
+    command = [script, *data, *training_flags(demo, row, seed, model), *flags.split()]
     return Step(command, demo.trained_weights(row, seed))
 
 
@@ -346,21 +355,7 @@ def adaptation(demo: Demo, row: str, seed: int, start: str) -> list[Step]:
     common = [script, *source_data(demo), *target, *training_flags(demo, row, seed, model), *adapting, *flags.split()]
     if script == "train_fada.py":
         return fada(demo, row, seed, common, start)
-    steps = []
-    if model == preset.TWIN:
-        steps.append(second_classifier(demo, row, seed, adapting, start))
-        start = steps[0].finished
-    return [*steps, Step([*common, "--restore-from", start], demo.trained_weights(row, seed))]
-
-
-def second_classifier(demo: Demo, row: str, seed: int, adapting: Sequence[str], start: str) -> Step:
-    """Source training of a network with twin classifiers, the second one from random values: a fresh one would disturb the
-    features, in so few steps."""
-    folder = os.path.join(demo.root, f"seed{seed}", f"{row.replace(', ', '-')}-start")  # no target in it: for all gaps
-    flags = training_flags(demo, row, seed, preset.TWIN, folder)
-    command = ["train_source.py", *source_data(demo), *flags, *adapting, *METHODS["control"].flags.split()]
-    command += ["--lambda-seg", "1", "--restore-from", start]  # both classifiers are main ones
-    return Step(command, os.path.join(folder, f"GTA5_{demo.steps(row)}.pth"))
+    return [Step([*common, "--restore-from", start], demo.trained_weights(row, seed))]
 
 
 def fada(demo: Demo, row: str, seed: int, common: Sequence[str], start: str) -> list[Step]:
@@ -429,12 +424,12 @@ def row_results(demo: Demo, row: str) -> dict[str, Any]:
     return {
         "miou": [100 * entry["miou"] for entry in found],
         "iou": [entry["iou"] for entry in found],
-        "block": block_of(row) or ("own" if row == "source-only" else "reference"),
+        "block": block_of(row),
         "statistics": "target" if has_target_statistics(row) or row == "oracle" else "source",
-        "baseline": None if row == "source-only" else "source-only",
+        "baseline": baseline_of(row) or ("source-only" if row == "oracle" else None),
         "seconds": [training_seconds(run) for run in runs],
         "peak_memory_gb": [peak_memory(run) for run in runs],
-        "runs": [os.path.relpath(run, demo.out) if row != "AdaBN" else None for run in runs],
+        "runs": [os.path.relpath(run, demo.out) if row not in ADABN else None for run in runs],
         "predictions": [os.path.relpath(os.path.join(demo.folder(row, seed), "predictions"), demo.out) for seed in seeds],
     }
 
@@ -447,7 +442,7 @@ def figures(path: str) -> dict[str, Any]:
 
 def training_seconds(run: str) -> float:
     """The seconds of all commands of a run, since their last start."""
-    notes = [path for place in (run, f"{run}-start") for path in glob(os.path.join(place, "**", SECONDS), recursive=True)]
+    notes = glob(os.path.join(run, "**", SECONDS), recursive=True)
     return sum(float(open(path).read()) for path in notes)
 
 
@@ -458,24 +453,29 @@ def peak_memory(run: str) -> float:
 
 
 def text_table(results: Results) -> str:
-    """The table as text: mIoU, and gains over source-only and over the baselines of the row's block, seed by seed."""
-    rows, count = results["rows"], len(results["seeds"])
-    lines = [f"mIoU on the target's val split in %, gains in points: {spread_note(count)}"]
+    """The table as text: mIoU, and gains over the row's source-only and over the baselines of its block, seed by seed."""
+    rows, lines = (
+        results["rows"],
+        [f"mIoU on the target's val split in %, gains in points: {spread_note(len(results['seeds']))}"],
+    )
     for id in dict.fromkeys(row["block"] for row in rows.values()):
         block = results["blocks"].get(id, {"title": "for reference", "baselines": []})
-        over = ["source-only", *block["baselines"]]
-        lines += [
-            "",
-            block["title"],
-            " " * 22 + "".join(f"{title:22s}" for title in ("mIoU", *(f"over {base}" for base in over))),
-        ]
+        head = ["", "mIoU", "over source-only", *(f"over {base}" for base in block["baselines"])]
+        lines += ["", block["title"], columns(head)]
         for name, row in rows.items():
             if row["block"] == id:
-                cells = [spread(row["miou"], ".1f")]
-                cells += ["" if name in (base, "source-only") else spread(gains(row, rows[base]), "+.1f") for base in over]
-                lines.append(f"{name:22s}" + "".join(f"{cell:22s}" for cell in cells).rstrip())
+                over = [row["baseline"], *(base if row["baseline"] and base != name else None for base in block["baselines"])]
+                lines.append(columns([name, spread(row["miou"], ".1f"), *(gain(row, rows, base) for base in over)]))
     lines.append(f"\nsource-only on the source's own val split: {statistics.mean(results['source_val_miou']):.1f}")
     return "\n".join(lines)
+
+
+def columns(cells: Sequence[str]) -> str:
+    return "".join(f"{cell:22s}" for cell in cells).rstrip()
+
+
+def gain(row: dict[str, Any], rows: dict[str, Any], baseline: str | None) -> str:
+    return spread(gains(row, rows[baseline]), "+.1f") if baseline else ""
 
 
 def spread_note(seeds: int) -> str:

@@ -14,7 +14,7 @@ DATA_SEED = 12
 # Images of 192x96 and a few hundred steps need other settings than the published ones, which are the scripts' defaults.
 ON_CPU = "--num-workers 0 --device cpu"
 SHARED = f"--batch-size 4 --amp bf16 --channels-last {ON_CPU}"
-FROM_SCRATCH = "--restore-from none --optim Adam --learning-rate 1e-3 --warmup 50 --weight-decay 1e-4 --multi"
+SCRATCH = "--restore-from none --optim Adam --learning-rate 1e-3 --warmup 50 --weight-decay 1e-4 --multi"
 ADAPTATION = "--updates clean --learning-rate 1e-3"
 CBST = (
     "--power 0.9 --init-tgt-port 0.3 --init-src-port 0.5 --max-src-port 0.5 --num-rounds 3 --epochs-per-round 1 "
@@ -22,7 +22,7 @@ CBST = (
 )
 CBST_WEIGHTS = "round1/gta52cityscapes_round1_epoch1.pth"
 
-TWIN = "MiniResNet18Twin"  # two classifiers on the same features; the second one is trained on the source first
+TWIN = "MiniResNet18Twin"
 
 
 class Block(NamedTuple):
@@ -32,7 +32,6 @@ class Block(NamedTuple):
         suffix: of its rows' names.
         batch_norm: --batch-norm while training.
         target_statistics: whether the target's statistics are estimated before scoring.
-        start: the row whose weights the methods start from.
         baselines: the rows that its methods are compared with, beside source-only.
     """
 
@@ -40,7 +39,6 @@ class Block(NamedTuple):
     suffix: str
     batch_norm: str
     target_statistics: bool
-    start: str
     baselines: tuple[str, ...]
 
 
@@ -50,7 +48,6 @@ BLOCKS = {
         suffix="",
         batch_norm="frozen-affine",
         target_statistics=True,
-        start="AdaBN",
         baselines=("AdaBN", "control"),
     ),
     "frozen": Block(
@@ -58,21 +55,20 @@ BLOCKS = {
         suffix=", frozen",
         batch_norm="frozen",
         target_statistics=False,
-        start="source-only",
         baselines=("control, frozen",),
     ),
 }
 
 
 class Row(NamedTuple):
-    """A row of the table that goes on from source-only.
+    """A row of the table that is trained.
 
     Attributes:
         script: what trains it.
         flags: its settings.
         weights: its last weights in its run directory; `{steps}` are the profile's.
         model: its network.
-        block: of BLOCKS.
+        block: of BLOCKS; rows trained from scratch have no use for it.
     """
 
     script: str
@@ -82,6 +78,14 @@ class Row(NamedTuple):
     block: str = "own"
 
 
+FROM_SCRATCH = {
+    "source-only": Row("train_source.py", SCRATCH),
+    "source-only, twin": Row("train_source.py", f"{SCRATCH} --lambda-seg 1", model=TWIN),  # both classifiers are main ones
+    "oracle": Row("train_source.py", SCRATCH, weights="CITYSCAPES_{steps}.pth"),
+}
+# Rows with the weights of another one and the target's BatchNorm statistics.
+ADABN = {"AdaBN": "source-only", "AdaBN, twin": "source-only, twin"}
+# Rows that go on from one of those.
 METHODS = {
     "control": Row("train_source.py", "--multi --gaussian-blur False --random-mirror False"),
     "MaxSquare+IW": Row("train_maxsquare.py", "--target-mode IW_maxsquare --lambda-target 2 --IW-ratio 0.5 --val-every 0"),
@@ -103,10 +107,21 @@ VARIANTS = {
 FROZEN = {f"{name}{BLOCKS['frozen'].suffix}": row._replace(block="frozen") for name, row in METHODS.items()}
 ROWS = {**METHODS, **VARIANTS, **FROZEN}
 
-HEADLINE = ("source-only", "AdaBN", *METHODS)
+HEADLINE = (
+    "source-only",
+    "AdaBN",
+    "control",
+    "MaxSquare+IW",
+    "AdaptSegNet",
+    "FADA",
+    "CBST",
+    "source-only, twin",
+    "AdaBN, twin",
+    "CLAN",
+)
 ALL = (*HEADLINE, *VARIANTS, *FROZEN, "oracle")
 # Trained without the target: the same for every gap.
-WITHOUT_TARGET = ("source-only", "control", "control, frozen")
+WITHOUT_TARGET = ("source-only", "source-only, twin", "control", "control, frozen")
 
 
 class Profile(NamedTuple):

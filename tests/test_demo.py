@@ -53,7 +53,9 @@ def test_an_interrupted_step_is_continued(tiny, tmp_path, monkeypatch):
 
 
 def test_a_failing_command_ends_the_demo_with_its_message(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(mini_benchmark, "FROM_SCRATCH", "--restore-from nowhere.pth")
+    monkeypatch.setattr(
+        demo, "FROM_SCRATCH", {"source-only": mini_benchmark.Row("train_source.py", "--restore-from nowhere.pth")}
+    )
     with pytest.raises(RuntimeError, match=r"(?s)^source-only, seed 0 failed .*nowhere.pth: no such file.*log.txt"):
         run("--quick", "--out", tmp_path)
 
