@@ -26,12 +26,11 @@ docs/mini_benchmark.md has the protocol, how the settings were chosen, and the f
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from glob import glob
@@ -43,14 +42,16 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from dataset.catalogue import CITYSCAPES
 from scripts import mini_benchmark as preset
 from scripts.mini_benchmark import ADABN, ALL, BLOCKS, FROM_SCRATCH, GAPS, HEADLINE, ROWS, SIZE, TWIN, WITHOUT_TARGET, Profile
+from scripts.mini_tables import Results, plot_sweep, sweep_table, text_table
 from utils.files import write_json
 from utils.parser import Parser, positive
+from utils.reporting import write_report
+from utils.reporting.plots import check_matplotlib
+from utils.reporting.runs import read_run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EVALUATING = ("scripts/adabn.py", "evaluate_cityscapes.py")
 SECONDS = "seconds.txt"  # beside what a command has written: how long it took
-
-Results = dict[str, Any]  # what results.json holds; docs/report.md describes it
 
 
 class Step(NamedTuple):
@@ -247,6 +248,7 @@ def begun(command: Sequence[str]) -> bool:
 
 
 def main(args: Namespace) -> None:
+    check_matplotlib()  # now, not when everything is trained
     began = time.monotonic()
     out = os.path.abspath(args.out)
     profile = preset.QUICK if args.quick else preset.FULL
@@ -271,6 +273,7 @@ def sweep(workers: Workers, out: str, profile: Profile) -> None:
         tables[gap] = make_table(workers, demo, f"The mini benchmark, gap: {gap}")
         print(text_table(tables[gap]))
         write_json(os.path.join(out, "sweep.json"), tables)
+    plot_sweep(tables, os.path.join(out, "sweep.png"))
     print("\n" + sweep_table(tables))
 
 
@@ -283,7 +286,7 @@ def make_table(workers: Workers, demo: Demo, title: str) -> Results:
     jobs = [row_job(demo, row, seed) for seed in seeds for row in demo.rows(seed)]
     workers.run(sorted(jobs, key=lambda job: bool(job.needs)))  # source-only of all seeds first: no process waits for another
     results = collect(demo, title)
-    write_report(demo, results)
+    report(demo, results)
     return results
 
 
@@ -425,10 +428,10 @@ def row_results(demo: Demo, row: str) -> dict[str, Any]:
         "miou": [100 * entry["miou"] for entry in found],
         "iou": [entry["iou"] for entry in found],
         "block": block_of(row),
-        "statistics": "target" if has_target_statistics(row) or row == "oracle" else "source",
+        "statistics": "target's" if has_target_statistics(row) or row == "oracle" else "source's",
         "baseline": baseline_of(row) or ("source-only" if row == "oracle" else None),
         "seconds": [training_seconds(run) for run in runs],
-        "peak_memory_gb": [peak_memory(run) for run in runs],
+        "peak_memory_gb": [read_run(run).peak_memory_gb if row not in ADABN else None for run in runs],
         "runs": [os.path.relpath(run, demo.out) if row not in ADABN else None for run in runs],
         "predictions": [os.path.relpath(os.path.join(demo.folder(row, seed), "predictions"), demo.out) for seed in seeds],
     }
@@ -446,65 +449,13 @@ def training_seconds(run: str) -> float:
     return sum(float(open(path).read()) for path in notes)
 
 
-def peak_memory(run: str) -> float:
-    """The most memory in GB that a run noted; 0 without training."""
-    logs = [open(path) for path in glob(os.path.join(run, "**", "metrics.jsonl"), recursive=True)]
-    return max((json.loads(line).get("peak_memory_gb", 0) for log in logs for line in log), default=0.0)
-
-
-def text_table(results: Results) -> str:
-    """The table as text: mIoU, and gains over the row's source-only and over the baselines of its block, seed by seed."""
-    rows, lines = (
-        results["rows"],
-        [f"mIoU on the target's val split in %, gains in points: {spread_note(len(results['seeds']))}"],
-    )
-    for id in dict.fromkeys(row["block"] for row in rows.values()):
-        block = results["blocks"].get(id, {"title": "for reference", "baselines": []})
-        head = ["", "mIoU", "over source-only", *(f"over {base}" for base in block["baselines"])]
-        lines += ["", block["title"], columns(head)]
-        for name, row in rows.items():
-            if row["block"] == id:
-                over = [row["baseline"], *(base if row["baseline"] and base != name else None for base in block["baselines"])]
-                lines.append(columns([name, spread(row["miou"], ".1f"), *(gain(row, rows, base) for base in over)]))
-    lines.append(f"\nsource-only on the source's own val split: {statistics.mean(results['source_val_miou']):.1f}")
-    return "\n".join(lines)
-
-
-def columns(cells: Sequence[str]) -> str:
-    return "".join(f"{cell:22s}" for cell in cells).rstrip()
-
-
-def gain(row: dict[str, Any], rows: dict[str, Any], baseline: str | None) -> str:
-    return spread(gains(row, rows[baseline]), "+.1f") if baseline else ""
-
-
-def spread_note(seeds: int) -> str:
-    return f"mean [lowest, highest] of {seeds} seeds" if seeds > 1 else "one seed"
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Mean, lowest and highest value, each in the format `form`."""
-    mean = format(statistics.mean(values), form)
-    return f"{mean} [{min(values):{form}}, {max(values):{form}}]" if len(values) > 1 else mean
-
-
-def gains(row: dict[str, Any], baseline: dict[str, Any]) -> list[float]:
-    """By how much a row is above another one, for each seed that it has."""
-    return [own - other for own, other in zip(row["miou"], baseline["miou"], strict=False)]
-
-
-def sweep_table(tables: Mapping[str, Results]) -> str:
-    """The mean mIoU of each row for each gap as text."""
-    names = list(next(iter(tables.values()))["rows"])
-    lines = [f"{'mean mIoU in %':16s}" + "".join(f"{name:>14s}" for name in names)]
-    for gap, results in tables.items():
-        lines.append(f"{gap:16s}" + "".join(f"{statistics.mean(results['rows'][name]['miou']):14.1f}" for name in names))
-    return "\n".join(lines)
-
-
-def write_report(demo: Demo, results: Results) -> None:
+def report(demo: Demo, results: Results) -> None:
     """results.json, and the report with its tables and pictures."""
-    write_json(os.path.join(demo.out, "results.json"), results)
+    from scripts.method_views import view_of  # with PyTorch, which takes a while to import
+
+    path = os.path.join(demo.out, "results.json")
+    write_json(path, results)
+    write_report(path, demo.out, view_of)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scripts import demo, mini_benchmark
+from scripts import demo, mini_benchmark, mini_tables
 from scripts.mini_benchmark import ALL, BLOCKS, GAPS, HEADLINE, ROWS, Profile
 
 TINY = Profile(seeds=(0,), source_steps=10, adaptation_steps=1, control_steps=1, images=(4, 2, 4, 2))
@@ -28,16 +28,19 @@ def test_a_table_from_nothing_and_again(tiny, tmp_path, capsys):
         assert len(row["miou"]) == 1 and set(row["iou"][0]) == set(results["classes"]), name
         assert (row["seconds"][0] > 0) == (name != "AdaBN")
         assert len(list((tmp_path / row["predictions"][0]).glob("*_color.png"))) == TINY.images[3]
-    assert results["rows"]["AdaBN"]["statistics"] == "target" and results["rows"]["AdaBN"]["runs"] == [None]
-    assert results["rows"]["source-only"]["statistics"] == "source"
+    assert results["rows"]["AdaBN"]["statistics"] == "target's" and results["rows"]["AdaBN"]["runs"] == [None]
+    assert results["rows"]["source-only"]["statistics"] == "source's"
     assert results["rows"]["source-only"]["peak_memory_gb"][0] > 0
     assert len(list((tmp_path / results["validation"]["labels"]).rglob("*_labelIds.png"))) == TINY.images[3]
+
+    page = (tmp_path / "report.html").read_text()
+    assert all(f"{row['miou'][0]:.1f}" in page for row in results["rows"].values())
 
     commands = (tmp_path / "commands.txt").read_text()
     printed = capsys.readouterr().out
     run("--quick", "--out", tmp_path)
     assert (tmp_path / "commands.txt").read_text() == commands  # nothing is done twice
-    table = demo.text_table(results)
+    table = mini_tables.text_table(results)
     assert table in printed and table in capsys.readouterr().out
 
 
@@ -69,7 +72,8 @@ def test_a_sweep_trains_once_what_does_not_see_the_target(tiny, tmp_path, monkey
     assert list(tables) == ["strength 0.25", "light alone"]
     assert tables["light alone"]["rows"]["control"]["runs"] == ["../seed0/control"]
     assert (tmp_path / "light-alone" / tables["light alone"]["rows"]["control"]["predictions"][0]).is_dir()
-    assert demo.sweep_table(tables) in capsys.readouterr().out
+    assert (tmp_path / "sweep.png").stat().st_size > 10000
+    assert mini_tables.sweep_table(tables) in capsys.readouterr().out
 
 
 def test_gaps_of_one_part_leave_the_others_alone():
@@ -86,8 +90,8 @@ def test_every_row_is_compared_with_rows_that_are_there():
 
 
 def test_gains_are_seed_by_seed():
-    assert demo.gains({"miou": [50.0, 47.0]}, {"miou": [45.0, 46.0]}) == [5.0, 1.0]
-    assert demo.spread([5.0, 1.0], "+.1f") == "+3.0 [+1.0, +5.0]" and demo.spread([5.0], ".1f") == "5.0"
+    assert mini_tables.gains({"miou": [50.0, 47.0]}, {"miou": [45.0, 46.0]}) == [5.0, 1.0]
+    assert mini_tables.spread([5.0, 1.0], "+.1f") == "+3.0 [+1.0, +5.0]" and mini_tables.spread([5.0], ".1f") == "5.0"
 
 
 @pytest.mark.slow
