@@ -283,8 +283,9 @@ def make_table(workers: Workers, demo: Demo, title: str) -> Results:
     workers.run(rendering(demo))
     print("Training, adapting and scoring ...", flush=True)
     seeds = demo.profile.seeds
-    jobs = [row_job(demo, row, seed) for seed in seeds for row in demo.rows(seed)]
-    workers.run(sorted(jobs, key=lambda job: bool(job.needs)))  # source-only of all seeds first: no process waits for another
+    # What starts from scratch comes first, so that no process waits for another.
+    rows = {seed: sorted(demo.rows(seed), key=lambda row: start_of(row) is not None) for seed in seeds}
+    workers.run(row_job(demo, row, seed) for seed in seeds for row in rows[seed])
     results = collect(demo, title)
     report(demo, results)
     return results
