@@ -261,7 +261,9 @@ def main(args: Namespace) -> None:
             print("\n" + text_table(make_table(workers, demo, "The mini benchmark")))
     finally:
         workers.close()
-    print(f"\n{(time.monotonic() - began) / 60:.1f} minutes. Report with pictures: {os.path.join(out, 'report.html')}")
+    minutes, of_cpu = (time.monotonic() - began) / 60, sum(os.times()[:4]) / 60
+    pictures = f"Plot: {os.path.join(out, 'sweep.png')}" if args.sweep else f"Report: {os.path.join(out, 'report.html')}"
+    print(f"\n{minutes:.1f} minutes, {of_cpu:.1f} of one core. {pictures}")
 
 
 def sweep(workers: Workers, out: str, profile: Profile) -> None:
