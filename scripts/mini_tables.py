@@ -8,7 +8,8 @@ Results = dict[str, Any]  # what results.json holds; docs/report.md describes it
 
 
 def text_table(results: Results) -> str:
-    """The table as text: mIoU, and gains over the row's source-only and over the baselines of its block, seed by seed."""
+    """The table as text: mIoU, and gains over the row's source-only and over the baselines of its block, seed by seed; for rows
+    of another network over those of that network, as far as there are any."""
     rows, lines = (
         results["rows"],
         [f"mIoU on the target's val split in %, gains in points: {spread_note(len(results['seeds']))}"],
@@ -19,10 +20,21 @@ def text_table(results: Results) -> str:
         lines += ["", block["title"], columns(head)]
         for name, row in rows.items():
             if row["block"] == id:
-                over = [row["baseline"], *(base if row["baseline"] and base != name else None for base in block["baselines"])]
+                over = [row["baseline"], *(variant(base, name, rows) for base in block["baselines"])]
                 lines.append(columns([name, spread(row["miou"], ".1f"), *(gain(row, rows, base) for base in over)]))
     lines.append(f"\nsource-only on the source's own val split: {statistics.mean(results['source_val_miou']):.1f}")
     return "\n".join(lines)
+
+
+def variant(base: str, name: str, rows: Mapping[str, dict[str, Any]]) -> str | None:
+    """The row that `name` is compared with as the baseline `base`: of `AdaBN` it is `AdaBN, twin` for a row that comes from
+    `source-only, twin`; None for what is a baseline itself or comes from no other row."""
+    start = rows[name]["baseline"]
+    if start is None:
+        return None
+    own = base + start.removeprefix("source-only")
+    found = own if own in rows else base
+    return None if found == name else found
 
 
 def columns(cells: Sequence[str]) -> str:

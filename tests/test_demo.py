@@ -89,6 +89,18 @@ def test_every_row_is_compared_with_rows_that_are_there():
             assert set(baselines) <= set(rows), name
 
 
+def test_a_row_is_compared_with_its_own_kind():
+    starts = {"source-only": None, "AdaBN": "source-only", "control": "source-only", "CBST": "source-only"}
+    starts |= {"source-only, twin": None, "AdaBN, twin": "source-only, twin", "CLAN": "source-only, twin"}
+    rows = {name: {"baseline": start} for name, start in starts.items()}
+    over_adabn = {name: mini_tables.variant("AdaBN", name, rows) for name in rows}
+    assert over_adabn == {
+        **dict.fromkeys(("source-only", "source-only, twin", "AdaBN", "AdaBN, twin")),
+        **{"control": "AdaBN", "CBST": "AdaBN", "CLAN": "AdaBN, twin"},
+    }
+    assert mini_tables.variant("control", "CLAN", rows) == "control"
+
+
 def test_gains_are_seed_by_seed():
     assert mini_tables.gains({"miou": [50.0, 47.0]}, {"miou": [45.0, 46.0]}) == [5.0, 1.0]
     assert mini_tables.spread([5.0, 1.0], "+.1f") == "+3.0 [+1.0, +5.0]" and mini_tables.spread([5.0], ".1f") == "5.0"
