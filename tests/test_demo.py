@@ -44,6 +44,7 @@ def test_a_table_from_nothing_and_again(tiny, tmp_path, capsys):
     assert table in printed and table in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_interrupted_step_is_continued(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "HEADLINE", ("source-only",))
     run("--quick", "--out", tmp_path)
@@ -63,6 +64,7 @@ def test_a_failing_command_ends_the_demo_with_its_message(tiny, tmp_path, monkey
         run("--quick", "--out", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_once_what_does_not_see_the_target(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "GAPS", {name: GAPS[name] for name in ("strength 0.25", "light alone")})
     run("--quick", "--sweep", "--out", tmp_path)
