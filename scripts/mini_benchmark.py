@@ -93,8 +93,8 @@ METHODS = {
     "CLAN": Row("train_clan.py", "--lambda-adv 0.6 --learning-rate-D 2e-4 --random-scale False", model=TWIN),
     "FADA": Row(
         "train_fada.py",
-        "--batch-size 8 --lambda-adv 0.005 --learning-rate-D 2e-4 --color-jitter 0,0,0,0 --class-balanced False "
-        "--scale-range 1,1",
+        "--batch-size 8 --temperature 1 --lambda-adv 0.001 --learning-rate-D 2e-4 --color-jitter 0,0,0,0 "
+        "--class-balanced False --scale-range 0.8,1.25",
         weights="distill/model_iter{steps:06d}.pth",
     ),
     "CBST": Row("train_cbst.py", CBST, weights=CBST_WEIGHTS),
