@@ -42,6 +42,7 @@ from utils.old_names import OLD_NAMES
 from utils.optimizers import poly, segmentation_optimizer
 from utils.parser import Flags, Parser, fraction, not_negative, positive, share
 from utils.plan import Plan
+from utils.provenance import write_args
 from utils.run import Run, fixed_flags
 from utils.seeding import seed_everything
 from utils.self_training.claims import claim_directory, finish, outcome_of, working_in
@@ -102,6 +103,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     )
     # Snapshots and pictures are made every `save_pred_every` steps, which is no flag here: each round fills in its epoch.
     parser.set_defaults(batch_size=2, save_pred_every=None, **dict.fromkeys(CRST.defaults))
+    parser.leave_out_of_config("is_training")  # is --batch-norm
     args = with_published_values(parser.parse_args(arguments))
     check(args, PROTOCOLS[args.protocol])
     return flags.complete(args)
@@ -179,6 +181,9 @@ def main(args: Flags) -> None:
     whole_batch = {"batch_size": args.batch_size * distributed.world_size()}
     with working_in(args):
         claim_directory(args.snapshot_dir, fixed_flags(args) | whole_batch, args.resume)
+        if distributed.is_main():
+            rounds = [f"round{now.number}" for now in schedule(args, protocol)]
+            write_args(os.path.join(args.snapshot_dir, "args.json"), args, device, bool(args.resume), parts=rounds)
         target = readable(args, target)
 
         weights = args.restore_from

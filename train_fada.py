@@ -53,6 +53,7 @@ from utils.old_names import OLD_NAMES
 from utils.optimizers import discriminator_optimizer, poly, segmentation_optimizer
 from utils.parser import Flags, Parser, above_zero, not_negative, numbers, scale_range, share, size
 from utils.plan import plan_steps
+from utils.provenance import write_args
 from utils.run import Run, fixed_flags
 from utils.seeding import seed_everything
 from utils.self_training.claims import claim_directory, finish, outcome_of, working_in
@@ -198,6 +199,10 @@ def main(args: Flags) -> None:
     with working_in(args):
         if chain:
             claim_directory(args.snapshot_dir, fixed_flags(args) | {"batch_size": args.batch_size}, args.resume)
+        if distributed.is_main():
+            path = os.path.join(args.snapshot_dir, "args.json" if chain else f"args_{args.stage}.json")
+            parts = [os.path.basename(settings.snapshot_dir) for settings in stages]
+            write_args(path, args, device, bool(args.resume), parts=parts)
         for settings in stages:
             if chain:
                 settings = settings.with_values(resume="auto" if args.resume else False)

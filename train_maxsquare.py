@@ -85,6 +85,8 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     parser.add_switch("--fresh-classifier", group=group, help=flags.FRESH_CLASSIFIER)
     parser.add_switch("--random-mirror", group=group, default=True, help="mirror every second image")
     parser.add_switch("--gaussian-blur", group=group, default=True, help="blur every second image, radius below 1 pixel")
+    # They are --batch-norm, --restore-from and --snapshot-dir by now.
+    parser.leave_out_of_config("freeze_bn", "checkpoint_dir", "restore_id", "continue_training")
     return complete(parser.parse_args(arguments))
 
 

@@ -46,6 +46,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     parser.add_switch("--freeze-bn", group=group, help="the original's name for --batch-norm frozen-statistics")
     parser.add_switch("--random-mirror", group=group, default=True, help="mirror every second image")
     parser.add_switch("--gaussian-blur", group=group, default=True, help="blur every second image, radius below 1 pixel")
+    parser.leave_out_of_config("freeze_bn")  # is --batch-norm
     args = flags.complete(parser.parse_args(arguments))
     return args.with_values(batch_norm="frozen-statistics" if args.freeze_bn else args.batch_norm)
 

@@ -174,7 +174,7 @@ def test_every_flag_is_read(script, mini_data, tmp_path, monkeypatch):
     parser = parser_of(script, monkeypatch)
     declared = {action.dest for action in parser._actions} - {"help"}
     declared -= {"city_name", "condition"}  # read only for data sets that are divided so
-    declared -= {"fast"}  # is three other flags
+    declared -= {"fast", "config"}  # are other flags
     if script == "train_cbst.py":
         from scripts import spatial_prior
 

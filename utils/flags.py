@@ -38,6 +38,8 @@ UPDATES = (
 PROTOCOL = "whose settings, where no flag says otherwise: the authors', or those of their reproduction in PaddlePaddle"
 RESUME = "continue the run in --snapshot-dir exactly where it stopped; auto: if there is one, else start it"
 TIMEOUT = "end the process, with status 124, when it has made no progress for so long; 0: never"
+CONFIG = "run the run again whose args.json this is; flags given besides win, and its --snapshot-dir is best one of them"
+WANDB = "also send metrics and pictures to this project of Weights & Biases (needs the package wandb)"
 ON_BAD_SAMPLE = "skip: train on the next image in place of one that cannot be read; ends above 1 %% of the samples"
 AMP = "mixed precision: bf16 on recent cards, fp16 (with loss scaling) on older ones"
 ESTIMATE = (
@@ -148,6 +150,7 @@ def add_run_flags(parser: Parser) -> Any:
     group.add_argument(
         "--snapshot-dir", default="./snapshots/", metavar="DIR", help="for snapshots, metrics, TensorBoard, state"
     )
+    group.add_argument("--config", metavar="FILE", default=SUPPRESS, help=CONFIG)
     group.add_argument("--save-state-every", type=positive, default=1000, metavar="N", help="steps between saves for --resume")
     group.add_argument("--resume", nargs="?", const=True, default=False, type=values.resume, metavar="auto", help=RESUME)
     group.add_argument("--log-every", type=positive, default=10, metavar="N", help="steps between lines of metrics.jsonl")
@@ -156,6 +159,7 @@ def add_run_flags(parser: Parser) -> Any:
     )
     parser.add_switch("--estimate", group=group, help=ESTIMATE)
     group.add_argument("--save-num-images", type=values.count, default=2, metavar="N", help="images in TensorBoard's pictures")
+    group.add_argument("--wandb", type=values.wandb_project, metavar="PROJECT", help=WANDB)
     group.add_argument("--timeout", type=not_negative, default=USUAL_TIMEOUT, metavar="SECONDS", help=TIMEOUT)
     group.add_argument("--on-bad-sample", choices=("error", "skip"), default="error", help=ON_BAD_SAMPLE)
     return group

@@ -2,11 +2,14 @@
 
 import argparse
 import difflib
+import importlib.util
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .config import as_words, differences, read_flags, tell
+from .errors import RunError
 from .old_names import OldNames
 
 
@@ -44,6 +47,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None, old_names: OldNames | None = None) -> None:
         super().__init__(description=description, usage="%(prog)s [flags]", formatter_class=HelpFormatter, allow_abbrev=False)
         self.old_names = old_names or OldNames()
+        self.config_file = ""  # before errors of its values
+        self.left_out_of_config = {"resume", "wandb", "config"}
+
+    def leave_out_of_config(self, *names: str) -> None:
+        """Let --config pass over flags of which nothing is left to say: what they ask for stands in other flags' values, or
+        belongs to the start of one run."""
+        self.left_out_of_config.update(names)
 
     def add_switch(self, *names: str, help: str, group: Any = None, default: bool | None = False) -> None:
         """Add a flag that is on or off; `--flag`, `--flag True` and `--flag False` all work."""
@@ -56,7 +66,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Exit with status 2 and one line."""
-        self.exit(2, f"{self.prog}: error: {message} (--help lists all flags)\n")
+        self.exit(2, f"{self.prog}: error: {self.config_file}{message} (--help lists all flags)\n")
 
     def parse_known_args(  # type: ignore[override]  # argparse declares one signature for each way to call it
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -65,12 +75,49 @@ class Parser(argparse.ArgumentParser):
         flags = self._option_string_actions
         known = {old: new for old, new in self.old_names.aliases.items() if new in flags}
         known |= {_plain(option): option for option in flags}
-        parsed, unknown = super().parse_known_args([_respell(word, known) for word in words], namespace)
+        words = [_respell(word, known) for word in words]
+        if "--config" in flags:
+            words, namespace = self._with_config(words, namespace)
+        noted = dict(vars(namespace or argparse.Namespace()))
+        parsed, unknown = super().parse_known_args(words, namespace)
+        given = differences(noted, vars(parsed))
+        if given:
+            tell(f"flags given beside --config: {given}")
         wrong = next((word.split("=")[0] for word in unknown if word.startswith("--")), None)
         if wrong:
             near = difflib.get_close_matches(_plain(wrong), known, n=1)
             self.error(f"unknown flag {wrong}" + (f"; did you mean {known[near[0]]}?" if near else ""))
         return parsed, unknown
+
+    def _with_config(self, words: list[str], namespace: Any) -> tuple[list[str], Any]:
+        """The words without --config, and the flags of the run that it names."""
+        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        finder.add_argument("--config")
+        try:
+            found, words = finder.parse_known_args(words)
+        except argparse.ArgumentError as error:
+            self.error(str(error))
+        if found.config is None:
+            return words, namespace
+        try:
+            values = read_flags(found.config)
+            left_out = self.left_out_of_config | ({"device"} if any(word.startswith("--gpu") for word in words) else set())
+            noted_words, nothing = as_words(
+                found.config, {key: value for key, value in values.items() if key not in left_out}, self._actions
+            )
+        except RunError as error:
+            self.error(str(error))
+        self._tell_new_flags(found.config, values)
+        self.config_file = f"--config {found.config}: "
+        noted, _ = super().parse_known_args(noted_words, argparse.Namespace(**nothing))
+        self.config_file = ""
+        return words, noted
+
+    def _tell_new_flags(self, path: str, values: Mapping[str, Any]) -> None:
+        dests = {action.dest: action.option_strings[0] for action in self._actions if action.default != argparse.SUPPRESS}
+        new = [option for dest, option in dests.items() if dest not in values and dest not in self.left_out_of_config]
+        if new:
+            tell(f"note: {path} says nothing of {', '.join(new)}: as usual today")
 
     def _without_ignored(self, words: list[str]) -> list[str]:
         """Drop the originals' flags that do nothing here, with their values, and say so."""
@@ -116,6 +163,13 @@ def truth(word: str) -> bool:
 def resume(word: str) -> bool | str:
     """`auto` (resume if there is a state, else start), or a truth."""
     return "auto" if word.lower() == "auto" else truth(word)
+
+
+def wandb_project(word: str) -> str:
+    """The name of a project, if there is the package that sends something to it."""
+    if "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
+        raise argparse.ArgumentTypeError("the package wandb is missing: pip install wandb")
+    return word
 
 
 def size(word: str) -> tuple[int, int]:

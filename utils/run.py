@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -26,13 +25,14 @@ from .device import autocast, peak_memory
 from .distributed import any_process, averaging, gather, in_main, is_main, rank, wait_for_all, world_size
 from .errors import RunError, Stopped
 from .evaluation import evaluate
-from .files import sweep, write_json
+from .files import sweep
 from .iou import iou_per_class, mean_iou
 from .locks import Lock
 from .optimizers import set_learning_rate
 from .outputs import check_file, check_outside_data, is_json_with
 from .pictures import prediction_panel
 from .plan import Plan, check_space, describe
+from .provenance import write_args
 from .run_log import RunLog
 from .seeding import random_state, set_random_state
 from .snapshots import SnapshotFormat, Snapshots
@@ -55,6 +55,7 @@ FREE_ON_RESUME = {
     "num_steps_stop",
     "timeout",
     "on_bad_sample",
+    "wandb",
     "batch_size",  # of one process; the loaders compare the whole batch
     "save_pred_every",
 }
@@ -182,7 +183,7 @@ class Run:
         if is_main():
             self._write_args()
             print(describe(self.plan, self.args, self.device, self.networks, self.loaders))
-        self.log = RunLog(self.directory, self.first_step, is_main())
+        self.log = RunLog(self.directory, self.first_step, is_main(), self.args)
         self.signals = StopSignals()
         wait_for_all()
 
@@ -222,7 +223,7 @@ class Run:
 
     def _claim_directory(self) -> None:
         self.lock = Lock(self.directory)
-        sweep(self.directory, lambda name: name in OWN_FILES or name.endswith(".pth"))
+        sweep(self.directory, lambda name: name in OWN_FILES or name.endswith((".pth", ".diff")))
         if os.path.exists(self._path("state.pth.new")):
             os.remove(self._path("state.pth.new"))
         check_space(self.directory, self.networks, self.optimizers)
@@ -257,13 +258,8 @@ class Run:
             raise StateError(f"{self.directory} was started with other flags: {changes}; resume with the same ones")
 
     def _write_args(self) -> None:
-        notes = {
-            "network": self.network.settings,
-            "classes": self.network.classes,
-            "versions": _versions(),
-            "command": sys.argv,
-        }
-        write_json(self._path("args.json"), {**vars(self.args), **notes})
+        notes = {"network": self.network.settings, "classes": self.network.classes}
+        write_args(self._path("args.json"), self.args, self.device, self.resumed, **notes)
 
     # The loop
 
@@ -598,14 +594,3 @@ class Run:
 
     def _path(self, name: str) -> str:
         return os.path.join(self.directory, name)
-
-
-def _versions() -> dict[str, str | None]:
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root)
-    return {
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "git": revision.stdout.strip() or None,
-    }

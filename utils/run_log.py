@@ -1,24 +1,39 @@
 """What a run writes down while it trains: `metrics.jsonl` and TensorBoard."""
 
+import itertools
 import json
 import math
 import os
 import threading
+from argparse import Namespace
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from .files import naming, replacing
+from .wandb_writer import WandbWriter
+
+
+class Board(Protocol):
+    """TensorBoard's SummaryWriter, and whatever else takes what it takes."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
+
+    def add_image(self, tag: str, img_tensor: np.ndarray, global_step: int, dataformats: str) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class RunLog:
     """The log of the run in `directory`, from step `first_step` on; lines that an interrupted run wrote beyond it are dropped.
 
-    Every process has one, but only the main one (`writes`) has files.
+    Every process has one, but only the main one (`writes`) has files. With --wandb in `args` it tells Weights & Biases, too.
     """
 
-    def __init__(self, directory: str, first_step: int, writes: bool) -> None:
+    def __init__(self, directory: str, first_step: int, writes: bool, args: Namespace | None = None) -> None:
         self.writes = writes
         if not writes:
             return
@@ -30,7 +45,9 @@ class RunLog:
         threading.excepthook = _without_system_errors
         # A run that starts again, killed before its first state, has events of its first steps, too.
         with naming(self.board_file):
-            self.board = SummaryWriter(directory, purge_step=first_step)
+            self.boards: list[Board] = [SummaryWriter(directory, purge_step=first_step)]
+        if args is not None and args.wandb:
+            self.boards.append(WandbWriter(args.wandb, directory, vars(args), resumed=first_step > 0))
 
     def line(self, step: int, groups: Mapping[str, Mapping[str, float]]) -> None:
         """A line of `metrics.jsonl`, and the same numbers in TensorBoard under the names of their groups; one that is not
@@ -40,9 +57,9 @@ class RunLog:
         numbers = {name: _finite(value) for values in groups.values() for name, value in values.items()}
         self._write({"step": step, **numbers})
         with naming(self.board_file):
-            for group, values in groups.items():
+            for board, (group, values) in itertools.product(self.boards, groups.items()):
                 for name, value in values.items():
-                    self.board.add_scalar(f"{group}/{name}", value, step)
+                    board.add_scalar(f"{group}/{name}", value, step)
 
     def validation(self, step: int, domain: str, miou: float, iou: Mapping[str, float]) -> None:
         """The IoU of a validation, in fractions; classes that are absent (nan) are null."""
@@ -52,10 +69,11 @@ class RunLog:
         known = {name: _finite(value) for name, value in iou.items()}
         self._write({"step": step, f"{prefix}val_miou": miou, f"{prefix}val_iou": known})
         with naming(self.board_file):
-            self.board.add_scalar(f"{prefix}validation/mIoU", miou, step)
-            for name, value in known.items():
-                if value is not None:
-                    self.board.add_scalar(f"{prefix}validation IoU/{name}", value, step)
+            for board in self.boards:
+                board.add_scalar(f"{prefix}validation/mIoU", miou, step)
+                for name, value in known.items():
+                    if value is not None:
+                        board.add_scalar(f"{prefix}validation IoU/{name}", value, step)
 
     def damaged(self, step: int, error: str) -> None:
         """A sample of this step that was replaced by another one."""
@@ -66,20 +84,23 @@ class RunLog:
         """An (H,W,3) uint8 picture in TensorBoard."""
         if self.writes:
             with naming(self.board_file):
-                self.board.add_image(title, picture, step, dataformats="HWC")
+                for board in self.boards:
+                    board.add_image(title, picture, step, dataformats="HWC")
 
     def flush(self) -> None:
         """Wait until TensorBoard's thread has written everything, so that a state that is saved next has its events."""
         if self.writes:
             with naming(self.board_file):
-                self.board.flush()
+                for board in self.boards:
+                    board.flush()
 
     def close(self) -> None:
         if self.writes:
             self.flush()
             self.metrics.close()
             with naming(self.board_file):
-                self.board.close()
+                for board in self.boards:
+                    board.close()
 
     def _write(self, row: Mapping[str, Any]) -> None:
         with naming(self.path):

@@ -35,7 +35,7 @@ def working_in(args: Namespace) -> Iterator[None]:
 
         def lock() -> None:
             stack.callback(Lock(args.snapshot_dir).release)
-            sweep(args.snapshot_dir, lambda name: name.endswith(".json"))
+            sweep(args.snapshot_dir, lambda name: name.endswith((".json", ".diff")))
 
         distributed.in_main(lock)
         signals.listen()
@@ -48,7 +48,7 @@ def claim_directory(directory: str, made_from: Mapping[str, Any], resume: bool |
     """Note in a directory of generated files what they are made from.
 
     What a killed process left half-written in and below it is removed. A note without files, as a start leaves that failed at
-    once, counts for nothing; so do other JSON files beside it.
+    once, counts for nothing; so do other JSON files, and noted changes, beside it.
 
     Args:
         made_from: values as JSON gives them back.
@@ -94,7 +94,11 @@ def read_claim(directory: str) -> dict[str, Any]:
 
 
 def _holds_files(directory: str) -> bool:
-    return any(folder != directory or not name.endswith(".json") for folder, _, names in os.walk(directory) for name in names)
+    return any(
+        folder != directory or not name.endswith((".json", ".diff"))
+        for folder, _, names in os.walk(directory)
+        for name in names
+    )
 
 
 def finish(directory: str, **outcome: Any) -> None:
