@@ -156,6 +156,14 @@ def command(method, mini_data, directory):
     return words.split()
 
 
+def tensors_of(content, key=""):
+    """{dotted key: tensor} of what a snapshot holds."""
+    if isinstance(content, torch.Tensor):
+        return {key: content}
+    rows = content.items() if isinstance(content, dict) else ()
+    return {name: tensor for part, value in rows for name, tensor in tensors_of(value, f"{key}.{part}").items()}
+
+
 def run(method, words):
     MODULES[method].main(MODULES[method].get_arguments(words))
 
@@ -170,9 +178,10 @@ def test_a_run_again_is_the_same(method, mini_data, tmp_path, monkeypatch):
     run(method, ["--config", "first/args.json", "--snapshot-dir", "second"])
     names = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.pth"))
     weights = [name for name in names if name.name != "state.pth"]
-    assert weights
+    assert weights and all(tensors_of(torch.load(tmp_path / "first" / name, weights_only=True)) for name in weights)
     for name in weights:
-        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+        first, second = (tensors_of(torch.load(tmp_path / folder / name, weights_only=True)) for folder in ("first", "second"))
+        assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     assert list((tmp_path / "second").rglob("metrics.jsonl"))
 
 

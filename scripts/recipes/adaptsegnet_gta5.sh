@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# AdaptSegNet, GTA5 to Cityscapes.
+# Begin with --fast, which takes about half the time and memory; without it the precision is the published one, too.
+#     bash scripts/recipes/adaptsegnet_gta5.sh [--fast] [--dry-run] [ROW ...]
+SOURCE=gta5 TARGET=cityscapes
+source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
+
+adapt() { # STEPS FLAG...
+    train "$NAME/GTA5_$1.pth" train_adaptsegnet.py "${START[@]}" "${@:2}"
+    score "$NAME/GTA5_$1.pth"
+}
+
+row multi "42.35 (authors' README)" 150000 "@adaptsegnet@" adapt 150000
+row single "without a figure in the authors' README" 150000 "@adaptsegnet@" \
+    adapt 150000 --lambda-seg 0.0 --lambda-adv-target1 0.0 --lambda-adv-target2 0.001
+row lsgan "without a figure in the authors' README" 150000 "@adaptsegnet@" \
+    adapt 150000 --lambda-seg 0.0 --lambda-adv-target1 0.0 --lambda-adv-target2 0.01 --gan LS
+row paddle "42.32 (README of the reproduction in PaddlePaddle)" 100000 "@paddle@" \
+    adapt 100000 --protocol paddle --batch-size 2 --num-steps-stop 100000

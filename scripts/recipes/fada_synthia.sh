@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# FADA, SYNTHIA to Cityscapes, all stages. Published on 4 GPUs: LAUNCH="torchrun --nproc-per-node 4".
+# Begin with --fast, which takes about half the time and memory; without it the precision is the published one, too.
+#     bash scripts/recipes/fada_synthia.sh [--fast] [--dry-run] [ROW ...]
+SOURCE=synthia TARGET=cityscapes
+source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
+
+adapt() { # FLAG...
+    train "$NAME/distill/model_iter020000.pth" train_fada.py --stage all "${START[@]}" "$@"
+    score "$NAME/distill/model_iter020000.pth" --protocol fada --input-size 2048,1024
+}
+
+row resnet101 "without a figure in the authors' README" "20000, 40000 and 20000" "@fada@" adapt
+row vgg16 "without a figure in the authors' README" "20000, 40000 and 20000" "not counted" \
+    adapt --model deeplab_vgg16
