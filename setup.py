@@ -1,19 +1,28 @@
-"""Install SegAdapt's packages and scripts: pip install -e ."""
+"""Install SegAdapt as one package with the command `segadapt`: pip install . (or pip install -e . of a checkout)."""
 
-from glob import glob
+import re
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
-with open("requirements.txt") as file:
-    requirements = file.read().split()
+requirements = Path("requirements.txt").read_text().split()
+version = re.search(r'__version__ = "(.*)"', Path("segadapt/__init__.py").read_text())[1]
+# No module called `utils` or `model` of ours may lie beside those of others, so the checkout as it is becomes segadapt/tree.
+below = ["", *find_packages(include=["model*", "dataset*", "utils*"]), "scripts", "scripts.recipes"]
 
 setup(
     name="segadapt",
-    version="0.1.0",
+    version=version,
     description="Unsupervised domain adaptation of semantic segmentation: published methods, one framework",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=["model", "model.*", "dataset", "dataset.*", "utils", "utils.*"]),
-    py_modules=[*sorted(name[:-3] for name in glob("train_*.py")), "evaluate_cityscapes", "compute_iou"],
+    packages=["segadapt", *(f"segadapt.tree.{name}".rstrip(".") for name in below)],
+    package_dir={
+        "segadapt": "segadapt",
+        **{f"segadapt.tree.{name}".rstrip("."): name.replace(".", "/") or "." for name in below},
+    },
+    package_data={"segadapt.tree.scripts": ["*.sh"], "segadapt.tree.scripts.recipes": ["*.sh"]},
+    entry_points={"console_scripts": ["segadapt = segadapt.command:main"]},
     install_requires=requirements,
+    extras_require={"wandb": ["wandb"]},
 )
