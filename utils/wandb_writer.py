@@ -20,7 +20,7 @@ class WandbWriter:
     """
 
     def __init__(self, project: str, directory: str, flags: Mapping[str, Any], resumed: bool) -> None:
-        import wandb
+        import wandb  # type: ignore[import-not-found]  # an extra
 
         self.wandb = wandb
         path = os.path.join(directory, NOTE)

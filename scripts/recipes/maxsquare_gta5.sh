@@ -19,10 +19,10 @@ adapt() { # SOURCE FLAG...
     score "$NAME/GTA5_29750.pth" --protocol maxsquare --flip
 }
 
-row source "36.9 (authors' README)" 80000 "@source@" source_only
-row minent "42.2 (authors' README)" 29750 "@maxsquare@" adapt source --target-mode entropy
-row maxsquare "44.3 (authors' README)" 29750 "@maxsquare@" adapt source --target-mode maxsquare
-row iw "45.2 (authors' README)" 29750 "@maxsquare@" adapt source --target-mode IW_maxsquare --IW-ratio 0.2
-row multi "46.4 (authors' README)" 29750 "@maxsquare_multi@" \
+row source "36.9 (authors' README)" 80000 "7.3 (4.0) GB, at least 1.3 (0.7) h" source_only
+row minent "42.2 (authors' README)" 29750 "7.4 (4.1) GB, at least 0.8 (0.4) h" adapt source --target-mode entropy
+row maxsquare "44.3 (authors' README)" 29750 "7.4 (4.1) GB, at least 0.8 (0.4) h" adapt source --target-mode maxsquare
+row iw "45.2 (authors' README)" 29750 "7.4 (4.1) GB, at least 0.8 (0.4) h" adapt source --target-mode IW_maxsquare --IW-ratio 0.2
+row multi "46.4 (authors' README)" 29750 "7.5 (4.2) GB, at least 0.9 (0.5) h" \
     adapt source_multi --target-mode IW_maxsquare --IW-ratio 0.2 --multi True --input-size-target 1280,640 \
     --lambda-target 0.09 --lambda-seg 0.1 --threshold 0.95
