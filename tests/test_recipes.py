@@ -1,5 +1,6 @@
 """The recipes: commands that our parsers take, whole rows on the mini data, and the examples for clusters."""
 
+import hashlib
 import json
 import os
 import shlex
@@ -108,6 +109,15 @@ def test_an_unknown_row_or_flag_is_one_line(tmp_path):
     ):
         result = start(FOLDER / "adaptsegnet_gta5.sh", "multi", word, RUNS=str(tmp_path))
         assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1 and not result.stdout
+
+
+def test_a_copy_of_a_published_file_is_held_against_its_name(tmp_path):
+    digest = hashlib.sha256(b"weights").hexdigest()
+    for name, status in ((f"init-{digest[:8]}.pth", 0), ("mine.pth", 0), ("init-00000000.pth", 1)):
+        (tmp_path / name).write_bytes(b"weights")
+        result = start(FOLDER / "clan_gta5.sh", "--dry-run", WEIGHTS=str(tmp_path / name))
+        assert result.returncode == status and f"{tmp_path / name}: 7 bytes, SHA-256 {digest}" in result.stdout
+    assert "is damaged or another file: its SHA-256 does not begin with 00000000" in result.stderr
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

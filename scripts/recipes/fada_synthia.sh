@@ -10,6 +10,6 @@ adapt() { # FLAG...
     score "$NAME/distill/model_iter020000.pth" --protocol fada --input-size 2048,1024
 }
 
-row resnet101 "without a figure in the authors' README" "20000, 40000 and 20000" "@fada@" adapt
+row resnet101 "without a figure in the authors' README" "20000, 40000 and 20000" "not counted" adapt
 row vgg16 "without a figure in the authors' README" "20000, 40000 and 20000" "not counted" \
     adapt --model deeplab_vgg16

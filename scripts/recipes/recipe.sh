@@ -31,6 +31,17 @@ START=()
 [ -z "${WEIGHTS#torchvision}" ] || START=(--restore-from "$WEIGHTS")
 [ -z "$MINI" ] || START=(--restore-from none)
 
+# Published files carry the beginning of their SHA-256 in their names.
+if [ -f "$WEIGHTS" ]; then
+    digest=$(sha256sum < "$WEIGHTS" | cut -c 1-64)
+    named=$(basename "$WEIGHTS" | sed -n 's/.*-\([0-9a-f]\{8\}\)\.[a-z]*$/\1/p')
+    echo "$WEIGHTS: $(wc -c < "$WEIGHTS") bytes, SHA-256 $digest"
+    if [[ $digest != "$named"* ]]; then
+        echo "$(basename "$0"): error: $WEIGHTS is damaged or another file: its SHA-256 does not begin with $named" >&2
+        exit 1
+    fi
+fi
+
 # row NAME PUBLISHED STEPS COST COMMAND...: a row of a published table, trained and scored by COMMAND if it is wanted. COST is
 # modelled (docs/benchmarks.md), for the row's own training: as published, and (in brackets) with --fast.
 row() {
