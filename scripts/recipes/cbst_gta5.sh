@@ -25,7 +25,7 @@ resnet38() { # FLAG...
     [ -n "$SOURCE_WEIGHTS" ] || source_training source38 --model ResNet38 --batch-norm frozen-statistics
     train "$NAME/round5/gta52cityscapes_round5_epoch2.pth" train_cbst.py --model ResNet38 \
         --restore-from "${SOURCE_WEIGHTS:-$(weights source38/GTA5_80000.pth)}" "$@"
-    score "$NAME/round5/gta52cityscapes_round5_epoch2.pth" --protocol cbst ${MINI:+--test-scales 90}
+    score "$NAME/round5/gta52cityscapes_round5_epoch2.pth" --protocol cbst
 }
 spatial_prior() { # FLAG...
     [ -e "$RUNS/prior.mat" ] ||

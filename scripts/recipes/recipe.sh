@@ -69,7 +69,7 @@ train() {
 score() {
     run "$PYTHON" "$ROOT/evaluate_cityscapes.py" --restore-from "$(weights "$1")" --dataset "$TARGET" \
         --data-dir "$(root "$TARGET")" "${@:2}" --save none --json "$RUNS/$NAME.json" \
-        ${MINI:+--input-size 64,32 --device cpu --num-workers 0}
+        ${MINI:+--device cpu --num-workers 0 $([[ " $* " == *" --protocol cbst "* ]] && echo --test-scales 90 || echo --input-size 64,32)}
 }
 
 # weights FILE: its path; of a small run, which ends at another step, that of the newest file.
