@@ -39,7 +39,7 @@ def runs(monkeypatch):
 
 
 def log_some(directory, args, resumed=False):
-    log = RunLog(str(directory), 0, resumed, True, args)
+    log = RunLog(str(directory), 5 if resumed else 0, True, args)
     log.line(0, {"loss": {"loss_seg": 1.5}, "learning rate": {"lr_G": 0.1}})
     log.validation(0, "", 0.4, {"road": 0.9, "train": float("nan")})
     log.picture(0, "source", np.zeros((4, 6, 3), np.uint8))
