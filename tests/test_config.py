@@ -10,6 +10,7 @@ import torch
 import train_adaptsegnet
 import train_cbst
 import train_clan
+import train_dacs
 import train_fada
 import train_maxsquare
 import train_source
@@ -23,6 +24,7 @@ MODULES = {
     "maxsquare": train_maxsquare,
     "fada": train_fada,
     "cbst": train_cbst,
+    "dacs": train_dacs,
 }
 # Flags of each script whose values have every type, and some that are other flags in the end.
 FLAGS = {
@@ -32,6 +34,7 @@ FLAGS = {
     "maxsquare": "--city-name Rome --source cityscapes --num-classes 13 --restore-id old --checkpoint_dir log",
     "fada": "--stage all --color-jitter 0.5,0.5,0.5,0.2 --scale-range 0.5,1.5 --model deeplab_vgg16 --class-balanced False",
     "cbst": "--model ResNet38 --source-split train --is-training --scale-rate-range 0.7,1.3 --fast",
+    "dacs": "--source synthia --num-classes 16 --random-seed 5",
 }
 DECIDED = {"resume", "freeze_bn", "is_training", "restore_id", "checkpoint_dir", "continue_training"}
 
@@ -61,7 +64,7 @@ def test_flags_given_besides_win_and_are_listed(method, tmp_path, capsys):
     get_arguments = MODULES[method].get_arguments
     args = get_arguments(FLAGS[method].split())
     path = noted(tmp_path / "args.json", args)
-    words = f"--snapshot_dir new --batch-size 6 --config={path} --seed 7 --input-size-target 64,32 --amp fp16".split()
+    words = f"--snapshot_dir new --batch-size 6 --config={path} --seed 7 --input-size-target 1280,640 --amp fp16".split()
     if method == "source":
         words[words.index("--input-size-target")] = "--input-size"
     again = get_arguments(words)
@@ -69,7 +72,7 @@ def test_flags_given_besides_win_and_are_listed(method, tmp_path, capsys):
     kept = flags_of(args).keys() - {"snapshot_dir", "batch_size", "random_seed", "amp", "input_size", "input_size_target"}
     assert {key: getattr(again, key) for key in kept} == {key: getattr(args, key) for key in kept}
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "given beside" in line]
-    for part in (f"--batch-size 6 (was {args.batch_size})", f"--random-seed 7 (was {args.random_seed})", "64,32 (was"):
+    for part in (f"--batch-size 6 (was {args.batch_size})", f"--random-seed 7 (was {args.random_seed})", "1280,640 (was"):
         assert part in line
     assert "--learning-rate" not in line
 
@@ -140,6 +143,12 @@ def test_another_number_of_processes_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     train_clan.get_arguments(["--config", str(path)])
     assert "had 1 process(es), this one has 4" in capsys.readouterr().out
+
+
+def test_the_originals_own_configuration_is_passed_over(capsys):
+    args = train_dacs.get_arguments("--config ./configs/configUDA.json --name UDA".split())
+    assert vars(args) == vars(train_dacs.get_arguments([]))
+    assert "configUDA.json has no effect here" in capsys.readouterr().out
 
 
 def command(method, mini_data, directory):

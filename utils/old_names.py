@@ -11,10 +11,12 @@ class OldNames(NamedTuple):
     Attributes:
         aliases: {old name: today's name}.
         ignored: {flag without effect: whether it always takes a value}.
+        configuration: what the names of the original's configuration files begin with, which --config passes over.
     """
 
     aliases: Mapping[str, str] = {}
     ignored: Mapping[str, bool] = {}
+    configuration: str | None = None
 
 
 def _switches(*names: str) -> dict[str, bool]:
@@ -82,7 +84,7 @@ OLD_NAMES = {
         MAXSQUARE | _valued("--gamma", "--exp-tag", "--exp", "--init-round"),
     ),
     "train_fada.py": OldNames(SHARED),
-    "train_dacs.py": OldNames(SHARED, _switches("--save-images") | _valued("--config", "--name", "--gpus")),
+    "train_dacs.py": OldNames(SHARED, _switches("--save-images") | _valued("--name", "--gpus"), configuration="config"),
     "train_cbst.py": OldNames(
         SHARED
         | {

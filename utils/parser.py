@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -98,6 +99,10 @@ class Parser(argparse.ArgumentParser):
         except argparse.ArgumentError as error:
             self.error(str(error))
         if found.config is None:
+            return words, namespace
+        original = self.old_names.configuration
+        if original and os.path.basename(found.config).startswith(original):
+            tell(f"note: --config {found.config} has no effect here: what it says is the default")
             return words, namespace
         try:
             values = read_flags(found.config)
