@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 requirements = Path("requirements.txt").read_text().split()
-version = re.search(r'__version__ = "(.*)"', Path("segadapt/__init__.py").read_text())[1]
+version = re.search(r'__version__ = "(.*)"', Path("scripts/segadapt/__init__.py").read_text())[1]
 # No module called `utils` or `model` of ours may lie beside those of others, so the checkout as it is becomes segadapt/tree.
 below = ["", *find_packages(include=["model*", "dataset*", "utils*"]), "scripts", "scripts.recipes"]
 
@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.11",
     packages=["segadapt", *(f"segadapt.tree.{name}".rstrip(".") for name in below)],
     package_dir={
-        "segadapt": "segadapt",
+        "segadapt": "scripts/segadapt",
         **{f"segadapt.tree.{name}".rstrip("."): name.replace(".", "/") or "." for name in below},
     },
     package_data={"segadapt.tree.scripts": ["*.sh"], "segadapt.tree.scripts.recipes": ["*.sh"]},

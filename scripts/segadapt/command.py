@@ -36,9 +36,9 @@ complete -o default -o bashdefault -F _segadapt segadapt
 
 
 def tree() -> Path:
-    """The folder with the scripts: inside of an installed package, around it in a checkout."""
+    """The folder with the scripts: inside of an installed package, two folders up in a checkout."""
     installed = HERE / "tree"
-    return installed if installed.is_dir() else HERE.parent
+    return installed if installed.is_dir() else HERE.parents[1]
 
 
 def commands() -> dict[str, Path]:
