@@ -304,7 +304,7 @@ def _stand_ins(pin: Callable[[Tensor], Tensor]) -> dict[str, Callable[..., Any]]
         return _BlankImages(args.input_size_target)
 
     def report(*_: Any, **__: Any) -> SimpleNamespace:
-        return SimpleNamespace(rare=[], priority=[])
+        return SimpleNamespace(rare=[], priority=[], thresholds=[])
 
     def both(args: Flags, protocol: Any, classes: Sized, report: Any, *_: Any, **__: Any) -> _BlankImages:
         stride, soft = protocol.crops(args, report)[0].label_stride, len(classes) if args.lr_weight_ent else 0
