@@ -44,7 +44,7 @@ from utils import parser
 from utils.errors import RunError, exit_with_message
 from utils.html_page import figure, is_our_page, legend, row, swatch, write_page
 from utils.outputs import check_file
-from utils.parser import Flags, Parser, count, positive
+from utils.parser import Flags, Parser, count, positive, seed
 from utils.pictures import colorize
 from utils.self_training.label_folders import LabelFolder
 
@@ -81,7 +81,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     )
     group.add_argument("--crop", type=parser.size, metavar="W,H", help="... and cut a random window")
     group.add_argument("--batch-size", type=positive, default=1, metavar="N", help="some draws are shared by a batch")
-    group.add_argument("--random-seed", type=int, default=1234, metavar="N", help="seeds order and augmentation")
+    group.add_argument("--random-seed", type=seed, default=1234, metavar="N", help="seeds order and augmentation")
     args = Flags(**vars(words.parse_args(arguments)))
     if args.color_jitter is not None and len(args.color_jitter) != 4:
         words.error(f"--color-jitter: {len(args.color_jitter)} numbers; brightness, contrast, saturation and hue are needed")

@@ -39,7 +39,7 @@ from utils.files import make_parent, write_json
 from utils.flags import add_speed_flags
 from utils.iou import mean_iou
 from utils.outputs import check_file, is_json_with
-from utils.parser import Flags, Parser, positive
+from utils.parser import Flags, Parser, positive, seed
 from utils.selection import CRITERIA, ENSEMBLE, Ensemble, PredictionStatistics, SampledPixels, choices, regrets, unique_names
 
 Figures = dict[str, Any]
@@ -52,7 +52,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     words.add_argument("--model", metavar="NAME", help="network, where the checkpoints alone cannot tell")
     words.add_argument("--input-size", type=parser.size, metavar="W,H", help=INPUT_SIZE)
     words.add_argument("--samples", type=positive, default=4096, metavar="N", help="pixels that SND compares, of all images")
-    words.add_argument("--random-seed", type=int, default=0, metavar="N", help="seeds the choice of these pixels")
+    words.add_argument("--random-seed", type=seed, default=0, metavar="N", help="seeds the choice of these pixels")
     words.add_argument("--json", metavar="FILE", help="write all values to this file")
     group = words.add_argument_group("labels, to study the criteria")
     group.add_argument("--dataset", type=parser.data_set, choices=DATA_SETS, help="data set whose labels give the mIoU")

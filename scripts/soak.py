@@ -42,7 +42,7 @@ from tests.faults.trials import STOPS, Trials, points
 from utils.errors import RunError, exit_with_message
 from utils.files import make_parent, write_json
 from utils.outputs import check_file, is_json_with
-from utils.parser import Parser, positive
+from utils.parser import Parser, above_zero, positive, seed
 
 # Shares of the time, where all parts run.
 SHARES = {"kills": 0.35, "disk": 0.2, "writers": 0.05, "signals": 0.1, "processes": 0.1, "fuzz": 0.1, "long": 0.1}
@@ -105,9 +105,9 @@ class Table:
 
 def get_arguments(arguments: list[str] | None = None) -> Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--hours", type=float, default=8.0, metavar="H", help="how long at most")
+    parser.add_argument("--hours", type=above_zero, default=8.0, metavar="H", help="how long at most")
     parser.add_argument("--only", choices=tuple(SHARES), metavar="PART", help=f"one of {', '.join(SHARES)}")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws the order of the trials, and the damage")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="draws the order of the trials, and the damage")
     parser.add_argument(
         "--inputs", type=positive, default=100000, metavar="N", help="fuzz: damaged files, of all readers together"
     )

@@ -26,7 +26,7 @@ from utils.parser import (
 )
 
 NUMBERS = (above_zero, count, fraction, not_negative, numbers, positive, positive_numbers, scale_range, seed, share, size)
-WITHOUT_NUMBERS = {"scripts/convert_checkpoint.py"}
+WITHOUT_NUMBERS = {f"scripts/{name}.py" for name in ("convert_checkpoint", "compare_runs", "report")}
 
 
 @pytest.mark.parametrize(

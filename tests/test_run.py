@@ -313,7 +313,7 @@ def test_a_kill_around_a_validation_loses_nothing_of_it(when, mini_data, tmp_pat
     assert all(torch.equal(best[0][key], best[1][key]) for key in best[0])
 
 
-@pytest.mark.parametrize("amp", ("bf16", "fp16"))
+@pytest.mark.parametrize("amp", ("bf16", pytest.param("fp16", marks=pytest.mark.slow)))
 def test_mixed_precision_and_channels_last_resume_exactly(amp, mini_data, tmp_path, monkeypatch):
     for name, stops in (("whole", (4,)), ("parts", (2, 4))):
         for stop in stops:

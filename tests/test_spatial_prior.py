@@ -109,5 +109,10 @@ def test_scripts_on_a_plain_folder(tmp_path, capsys):
     assert "no image has soil" in capsys.readouterr().out
     class_statistics.main(class_statistics.get_arguments(flags))
     content = json.loads((tmp_path / "class_statistics_3.json").read_text())
-    assert content == {"num_classes": 3, "classes": ["soil", "sky", "plant"], "file_to_label": {"1.png": [2]}}
+    assert content == {
+        "num_classes": 3,
+        "classes": ["soil", "sky", "plant"],
+        "file_to_label": {"1.png": [2]},
+        "pixels": {"1.png": [0, 0, 512]},
+    }
     assert "plant in 1 of 1 images" in capsys.readouterr().out

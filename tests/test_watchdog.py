@@ -107,7 +107,9 @@ def test_a_worker_that_is_stopped_or_killed(number, status, message, mini_data, 
     os.kill(workers[0], number)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == status and re.search(message, last_line(errors)), errors
-    assert "Traceback" not in errors and not (tmp_path / NAME).exists()
+    # A thread of Python's own, which hands tensors over, may complain of a killed worker first.
+    assert number == signal.SIGKILL or "Traceback" not in errors
+    assert not (tmp_path / NAME).exists()
     deadline = time.monotonic() + 60
     while not all(map(is_gone, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
