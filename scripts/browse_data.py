@@ -5,6 +5,7 @@
     python scripts/browse_data.py gta5 ./data/GTA5 --random-image-scale                   # as train_clan.py does
     python scripts/browse_data.py cityscapes ./data/Cityscapes --split train --pseudo-labels snapshots/cbst/round0/pseudo_labels
     python scripts/browse_data.py cityscapes ./data/Cityscapes --split train --unlabelled # the target as adaptation sees it
+    python scripts/browse_data.py cityscapes ./data/Cityscapes --split train --unlabelled --mix gta5 ./data/GTA5  # ClassMix
 
 The augmentation's flags are those of the training scripts, and so is the order of samples: with the same flags, --batch-size
 and --random-seed (for the target: the run's seed plus 1) the first samples here are the first samples of the run. The page
@@ -21,6 +22,7 @@ from typing import Any
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -43,11 +45,16 @@ from dataset.transforms import (
 from utils import parser
 from utils.errors import RunError, exit_with_message
 from utils.html_page import figure, is_our_page, legend, row, swatch, write_page
+from utils.mixing import IDS, class_mask, draw_classes
 from utils.outputs import check_file
 from utils.parser import Flags, Parser, count, positive, seed
 from utils.pictures import colorize
 from utils.self_training.label_folders import LabelFolder
 
+MIX = (
+    "paste half of the classes of these labelled images into the samples (train_dacs.py does so with crops, then jitters "
+    "and blurs)"
+)
 JITTER = "brightness, contrast, saturation, hue change by up to so much (FADA: 0.2,0.2,0.2,0.1)"
 PSEUDO_LABELS = (
     "a folder of labels that a network made (train_cbst.py, train_fada.py, predict.py), shown instead of the true ones"
@@ -68,6 +75,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     words.add_argument("--num-classes", type=int, choices=(19, 16, 13), help="classes of the labels (default 19)")
     words.add_argument("--pseudo-labels", metavar="DIR", help=PSEUDO_LABELS)
     words.add_switch("--unlabelled", help="images alone")
+    words.add_argument("--mix", nargs=2, metavar=("DATASET", "ROOT"), help=MIX)
     words.add_argument("--count", type=positive, default=24, metavar="N", help="samples that are shown")
     words.add_argument("--statistics", type=count, default=200, metavar="N", help="samples whose classes are counted")
     group = words.add_argument_group("augmentation, as in the training scripts")
@@ -87,6 +95,10 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
         words.error(f"--color-jitter: {len(args.color_jitter)} numbers; brightness, contrast, saturation and hue are needed")
     if args.pseudo_labels and args.unlabelled:
         words.error("--pseudo-labels and --unlabelled contradict each other")
+    if args.mix and args.mix[0] not in DATA_SETS:
+        words.error(f"--mix {args.mix[0]}: is no data set known here: {', '.join(DATA_SETS)}")
+    if args.mix and args.random_image_scale:
+        words.error("--mix and --random-image-scale contradict each other: mixed labels are as large as their images")
     return args.with_values(split=args.split or "all")
 
 
@@ -97,7 +109,10 @@ def main(args: Flags) -> None:
     shares = ClassShares(classes)
     rows = []
     total = max(args.count, args.statistics)
-    for number, sample in enumerate(tqdm(first_samples(args, dataset, total), total=total, unit="sample")):
+    samples = first_samples(args, dataset, total)
+    if args.mix:
+        samples = mixed(samples, first_samples(args, labelled_images(args, classes), total), args.random_seed)
+    for number, sample in enumerate(tqdm(samples, total=total, unit="sample")):
         if number < args.count:
             rows.append(row_of(sample, classes))
         if "label" in sample and number < args.statistics:
@@ -125,6 +140,26 @@ def samples_of(args: Flags, classes: ClassSet) -> SegmentationDataset:
     if not os.path.isdir(args.pseudo_labels):
         raise RunError(f"--pseudo-labels {args.pseudo_labels}: no such folder")
     return LabelFolder(args.pseudo_labels, classes).dataset(records, transform, "the method or predict.py makes them")
+
+
+def labelled_images(args: Flags, classes: ClassSet) -> SegmentationDataset:
+    """What --mix pastes: the labelled images, resized and cropped as the samples are."""
+    name, root = args.mix
+    return build_dataset(name, root, "all", None, classes, augmentation(args))
+
+
+def mixed(samples: Iterator[dict[str, Any]], labelled: Iterator[dict[str, Any]], random_seed: int) -> Iterator[dict[str, Any]]:
+    """Each sample with half of the classes of a labelled one pasted into it (ClassMix); pixels without a label are ignored."""
+    generator = torch.Generator().manual_seed(random_seed)
+    for sample, source in zip(samples, labelled, strict=True):
+        label = source["label"][None]
+        pasted = class_mask(label, draw_classes(label, torch.rand(1, IDS, generator=generator)))[0]
+        below = sample.get("label", torch.full_like(source["label"], IGNORED))
+        yield {
+            "image": torch.where(pasted, source["image"], sample["image"]),
+            "label": torch.where(pasted, source["label"], below),
+            "name": f"{source['name']} in {sample['name']}",
+        }
 
 
 def augmentation(args: Flags) -> Transform:
@@ -205,7 +240,7 @@ def page_body(args: Flags, classes: ClassSet, rows: list[str], shares: ClassShar
     if shares.labels:
         parts += [f"<h2>Classes of {shares.labels} samples</h2>", shares_table(shares)]
     parts.append(f"<h2>The first {len(rows)} samples</h2>")
-    if not args.unlabelled:
+    if args.mix or not args.unlabelled:
         parts.append(legend(classes) + "<p>Over the image, pixels without a class are dark; alone, they are black.</p>")
     return "\n".join(parts + rows)
 

@@ -144,3 +144,27 @@ def test_what_cannot_be_shown_is_told(mini_data, tmp_path, capsys):
         with pytest.raises(SystemExit):
             flags_of("gta5", "root", *words)
     assert "brightness, contrast, saturation and hue are needed" in capsys.readouterr().err
+
+
+def test_mixed_samples(mini_data, tmp_path, capsys):
+    """Half of the classes of a source sample, with their labels, in a target sample without labels."""
+    target = ("cityscapes", mini_data / "Cityscapes", "--split", "train", "--unlabelled", "--input-size", "64,32")
+    mix = ("--mix", "gta5", mini_data / "GTA5")
+    args = flags_of(*target, *mix)
+    samples, sources = (
+        list(browse_data.first_samples(args, images, 3))
+        for images in (browse_data.samples_of(args, CLASS_SETS[19]), browse_data.labelled_images(args, CLASS_SETS[19]))
+    )
+    for mixed, sample, source in zip(browse_data.mixed(iter(samples), iter(sources), 0), samples, sources, strict=True):
+        pasted = mixed["label"] != IGNORED
+        assert torch.equal(mixed["label"][pasted], source["label"][pasted])
+        assert torch.equal(mixed["image"][:, pasted], source["image"][:, pasted])
+        present = len(source["label"].unique())
+        assert (present + 1) // 2 - 1 <= len(mixed["label"][pasted].unique()) <= (present + 1) // 2  # ignored may be pasted too
+        untouched = (mixed["image"] == sample["image"]).all(0)
+        assert (untouched | (mixed["image"] == source["image"]).all(0)).all() and untouched.any()
+    browse(*target, *mix, "--out", tmp_path / "mixed.html", "--count", "2", "--statistics", "2")
+    assert (tmp_path / "mixed.html").read_text().count('src="data:image/png;base64,') == 3 * 2
+    with pytest.raises(SystemExit):
+        flags_of(*target, "--mix", "gta6", mini_data)
+    assert "--mix gta6: is no data set known here" in capsys.readouterr().err
