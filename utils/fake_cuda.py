@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
+from torch import library
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from .errors import RunError
@@ -75,8 +76,7 @@ def _build(folder: str, name: str, text: str) -> None:
 
 
 # PyTorch's kernel of fused SGD works in place and lacks a version for tensors without values.
-_SGD_WITHOUT_VALUES = torch.library.Library("aten", "IMPL", "Meta")
-_SGD_WITHOUT_VALUES.impl("_fused_sgd_", lambda *_, **__: None)
+library.impl("aten::_fused_sgd_", "meta", lambda *_, **__: None)
 
 
 class _Mode(FakeTensorMode):
@@ -121,8 +121,8 @@ def _made_up(tensor: torch.Tensor) -> Any:
 
 def _seen_by_autograd(run_backward: Any) -> Any:
     """Autograd finds devices while it runs; forward passes would ask them for their properties, so they find none."""
-    library = ctypes.CDLL(os.path.join(os.environ[FOLDER], "libfake_devices.so"))
-    count = ctypes.c_int.in_dll(library, "fake_devices")
+    devices = ctypes.CDLL(os.path.join(os.environ[FOLDER], "libfake_devices.so"))
+    count = ctypes.c_int.in_dll(devices, "fake_devices")
 
     def run(*args: Any, **options: Any) -> Any:
         count.value = 127  # as many as FakeTensorMode pretends there are
