@@ -42,6 +42,7 @@ from torch.nn import functional as F
 
 from dataset.transforms import Compose, RandomMirror, Resize
 from model import OutputDiscriminator, build_model, upsample
+from model.segmenter import Segmenter
 from utils import distributed, flags
 from utils.device import prepare, set_up
 from utils.domains import source_loader, target_loader, target_val_loader
@@ -191,18 +192,11 @@ def main(args: Flags) -> None:
     target_batches = target_loader(args, classes, Compose([*mirror, Resize(args.input_size_target)]))
     source_size, target_size = args.input_size[::-1], args.input_size_target[::-1]
 
-    # Networks: G and one discriminator per level; level 2 is the classifier on layer 4, VGG has no other
-    heads = None if "vgg" in args.model.lower() else {1: "single", 2: "multi"}[args.levels]
-    G = build_model(args.model, len(classes), aspp_branches=args.aspp_branches, batch_norm=args.batch_norm, heads=heads)
-    levels, adversarial = (1, 2)[-len(G.head_names) :], args.target_loss != "entropy"
-    D = {level: OutputDiscriminator(len(classes)) for level in levels if adversarial}
+    # Networks: G and one discriminator per level, none for MinEnt
+    G, D = build_networks(args, protocol, len(classes), device)
     as_input = discriminator_input(args.target_loss)
     lambda_seg = {1: args.lambda_seg, 2: 1.0}
     lambda_adv = {1: args.lambda_adv_target1, 2: args.lambda_adv_target2}
-    restore(G, args.restore_from, protocol.usual_weights, fresh_classifier=args.fresh_classifier)
-    restore_discriminators(list(D.values()), args.restore_discriminator)
-    for network in (G, *D.values()):
-        prepare(network, args, device).train()
 
     # Optimizers
     groups = G.parameter_groups(protocol.head_multiplier)
@@ -236,20 +230,18 @@ def main(args: Flags) -> None:
             with run.autocast():
                 pred_source = by_level(parallel_G(source["image"]), source_size)
                 loss_seg = {level: cross_entropy(pred, source["label"]) for level, pred in pred_source.items()}
-                loss = sum(lambda_seg[level] * loss_seg[level] for level in levels)
+                loss = sum(lambda_seg[level] * loss_seg[level] for level in loss_seg)
             run.backward(loss / args.iter_size, last=False)
 
             # ... with target
             target = run.next(target_batches)
             with run.autocast():
                 pred_target = by_level(parallel_G(target["image"]), target_size)
-                if adversarial:
-                    judged = {level: D[level](as_input(pred)) for level, pred in pred_target.items()}
-                    on_target = {level: adversarial_loss(out, DOMAINS["source"], args.gan) for level, out in judged.items()}
-                else:
-                    judged = {}
+                judged = {level: D[level](as_input(pred)) for level, pred in pred_target.items() if D}
+                on_target = {level: adversarial_loss(out, DOMAINS["source"], args.gan) for level, out in judged.items()}
+                if not D:
                     on_target = {level: entropy(pred) for level, pred in pred_target.items()}
-                loss = sum(lambda_adv[level] * on_target[level] for level in levels)
+                loss = sum(lambda_adv[level] * on_target[level] for level in on_target)
             run.backward(loss / args.iter_size, last=last)
 
             # Train D, with the maps of both domains as G made them before its update.
@@ -263,14 +255,29 @@ def main(args: Flags) -> None:
                     run.backward(loss / 2 / args.iter_size, last=last and domain == "target")
                     losses[f"loss_D_{domain}{SUFFIX[level]}"] += loss.detach() / args.iter_size
 
-            name = "loss_adv" if adversarial else "loss_target"
-            for level in levels:
+            name = "loss_adv" if D else "loss_target"
+            for level in on_target:
                 losses[f"loss_seg{SUFFIX[level]}"] += loss_seg[level].detach() / args.iter_size
                 losses[f"{name}{SUFFIX[level]}"] += on_target[level].detach() / args.iter_size
 
         run.update(*optimizers.values())
         shown = (target, pred_target[2], partial(maps, judged, args.gan))
         run.end_step(step, losses, source=(source, pred_source[2]), target=shown)
+
+
+def build_networks(
+    args: Flags, protocol: Protocol, num_classes: int, device: torch.device
+) -> tuple[Segmenter, dict[int, OutputDiscriminator]]:
+    """G and {level: its discriminator}, with their starting weights. Level 2 is the classifier on layer 4; VGG has no other."""
+    heads = None if "vgg" in args.model.lower() else {1: "single", 2: "multi"}[args.levels]
+    G = build_model(args.model, num_classes, aspp_branches=args.aspp_branches, batch_norm=args.batch_norm, heads=heads)
+    levels = (1, 2)[-len(G.head_names) :] if args.target_loss != "entropy" else ()
+    D = {level: OutputDiscriminator(num_classes) for level in levels}
+    restore(G, args.restore_from, protocol.usual_weights, fresh_classifier=args.fresh_classifier)
+    restore_discriminators(list(D.values()), args.restore_discriminator)
+    for network in (G, *D.values()):
+        prepare(network, args, device).train()
+    return G, D
 
 
 def by_level(outputs: list[Tensor], size: tuple[int, int]) -> dict[int, Tensor]:
