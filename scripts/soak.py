@@ -164,12 +164,7 @@ def writers(table: Table, rng: random.Random, deadline: float, args: Namespace) 
             for action in ("full", "fail"):
                 table.row(action, name, sum(fault.action == action for fault in found))
             chosen += [(name, fault) for fault in found]
-        rng.shuffle(chosen)
-        for name, fault in chosen:
-            if time.monotonic() > deadline:
-                break
-            table.add(fault.action, name, trials.writer_problems(name, fault), f"at {fault.at}")
-            table.save()
+        attempt(table, rng, deadline, chosen, trials.writer_problems)
 
 
 def inject(table: Table, rng: random.Random, deadline: float, faults: Callable[[int, str], list[Fault]]) -> None:
@@ -182,12 +177,23 @@ def inject(table: Table, rng: random.Random, deadline: float, faults: Callable[[
             for action in dict.fromkeys(fault.action for fault in found):
                 table.row(action, script, sum(fault.action == action for fault in found))
             chosen += [(script, fault) for fault in found]
-        rng.shuffle(chosen)
-        for script, fault in chosen:
-            if time.monotonic() > deadline:
-                break
-            table.add(fault.action, script, trials.problems(script, fault), f"at {fault.at}")
-            table.save()
+        attempt(table, rng, deadline, chosen, trials.problems)
+
+
+def attempt(
+    table: Table,
+    rng: random.Random,
+    deadline: float,
+    chosen: list[tuple[str, Fault]],
+    problems: Callable[[str, Fault], list[str]],
+) -> None:
+    """Try faults of scripts in random order, until the time is up."""
+    rng.shuffle(chosen)
+    for script, fault in chosen:
+        if time.monotonic() > deadline:
+            break
+        table.add(fault.action, script, problems(script, fault), f"at {fault.at}")
+        table.save()
 
 
 def signals(table: Table, rng: random.Random, deadline: float, args: Namespace) -> None:
