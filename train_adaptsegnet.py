@@ -41,13 +41,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dataset.transforms import Compose, RandomMirror, Resize
-from model import OutputDiscriminator, build_model, upsample
+from model import OutputDiscriminator, upsample
 from model.segmenter import Segmenter
 from utils import distributed, flags
 from utils.device import prepare, set_up
 from utils.domains import source_loader, target_loader, target_val_loader
 from utils.errors import exit_with_message
 from utils.losses import cross_entropy
+from utils.networks import segmentation_network
 from utils.old_names import OLD_NAMES
 from utils.optimizers import discriminator_optimizer, poly, segmentation_optimizer
 from utils.parser import Flags, Parser, not_negative, positive
@@ -199,8 +200,7 @@ def main(args: Flags) -> None:
     lambda_adv = {1: args.lambda_adv_target1, 2: args.lambda_adv_target2}
 
     # Optimizers
-    groups = G.parameter_groups(protocol.head_multiplier)
-    optimizers = {"G": segmentation_optimizer(groups, args.updates, args.learning_rate, args.momentum, args.weight_decay)}
+    optimizers = {"G": segmentation_optimizer(G.parameter_groups(protocol.head_multiplier), args)}
     for level, network in D.items():
         optimizers[f"D{level}"] = discriminator_optimizer(network.parameters(), args.updates, args.learning_rate_D)
 
@@ -270,7 +270,7 @@ def build_networks(
 ) -> tuple[Segmenter, dict[int, OutputDiscriminator]]:
     """G and {level: its discriminator}, with their starting weights. Level 2 is the classifier on layer 4; VGG has no other."""
     heads = None if "vgg" in args.model.lower() else {1: "single", 2: "multi"}[args.levels]
-    G = build_model(args.model, num_classes, aspp_branches=args.aspp_branches, batch_norm=args.batch_norm, heads=heads)
+    G = segmentation_network(args, num_classes, heads)
     levels = (1, 2)[-len(G.head_names) :] if args.target_loss != "entropy" else ()
     D = {level: OutputDiscriminator(num_classes) for level in levels}
     restore(G, args.restore_from, protocol.usual_weights, fresh_classifier=args.fresh_classifier)

@@ -31,13 +31,14 @@ from torch.utils.data import DataLoader
 
 from dataset.catalogue import ClassSet
 from dataset.loader import EndlessLoader
-from model import build_model, upsample
+from model import upsample
 from model.segmenter import Segmenter
 from utils import distributed, flags
 from utils.device import prepare, set_up
 from utils.domains import endless, source_domain, target_domain, target_val_loader
 from utils.errors import exit_with_message
 from utils.losses import IGNORED, cross_entropy, mean_over_labelled
+from utils.networks import segmentation_network
 from utils.old_names import OLD_NAMES
 from utils.optimizers import poly, segmentation_optimizer
 from utils.parser import Flags, Parser, fraction, not_negative, positive, share
@@ -216,8 +217,7 @@ def main(args: Flags) -> None:
 
 def build_network(args: Flags, protocol: Protocol, classes: ClassSet, weights: str | None, device: torch.device) -> Segmenter:
     """The network with the weights that label a round; they must have the classifier, or chance would label."""
-    branches = args.aspp_branches or protocol.aspp_branches
-    network = build_model(args.model, len(classes), batch_norm=args.batch_norm, heads=protocol.heads, aspp_branches=branches)
+    network = segmentation_network(args, len(classes), protocol.heads, aspp_branches=protocol.aspp_branches)
     restore(network, weights, protocol.usual_weights(args), fresh_heads=False)
     return prepare(network, args, device)
 
@@ -244,8 +244,7 @@ def retrain(
         thresholds: t_c of the round, for the pictures.
     """
     network.train()
-    groups = network.parameter_groups()
-    optimizer = segmentation_optimizer(groups, args.updates, args.learning_rate, args.momentum, args.weight_decay)
+    optimizer = segmentation_optimizer(network.parameter_groups(), args)
     epoch = plan.steps // args.epochs_per_round
     snapshots = EpochSnapshots(f"{args.source}2{args.target}_{os.path.basename(args.snapshot_dir)}", epoch)
     args = args.with_values(save_pred_every=epoch)

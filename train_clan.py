@@ -31,12 +31,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dataset.transforms import Compose, ImageScale, RandomImageScale, RandomMirror, Resize, Transform
-from model import OutputDiscriminator, build_model, upsample
+from model import OutputDiscriminator, upsample
 from utils import distributed, flags
 from utils.device import prepare, set_up
 from utils.domains import source_loader, target_loader, target_val_loader
 from utils.errors import RunError, exit_with_message
 from utils.losses import IGNORED, cross_entropy, mean_over_labelled
+from utils.networks import segmentation_network
 from utils.old_names import OLD_NAMES
 from utils.optimizers import discriminator_optimizer, poly, segmentation_optimizer
 from utils.parser import Flags, Parser, count, not_negative
@@ -206,7 +207,7 @@ def main(args: Flags) -> None:
     source_size, target_size = args.input_size[::-1], args.input_size_target[::-1]
 
     # Networks: G with twin classifiers, one discriminator
-    G = build_model(args.model, len(classes), aspp_branches=args.aspp_branches or 4, batch_norm=args.batch_norm, heads="twin")
+    G = segmentation_network(args, len(classes), heads="twin", aspp_branches=4)
     D = OutputDiscriminator(len(classes))
     if protocol.stem_norm_fixed:
         G.freeze_stem_norm()
@@ -216,8 +217,7 @@ def main(args: Flags) -> None:
         prepare(network, args, device).train()
 
     # Optimizers
-    groups = G.parameter_groups(protocol.head_multiplier)
-    optimizer_G = segmentation_optimizer(groups, args.updates, args.learning_rate, args.momentum, args.weight_decay)
+    optimizer_G = segmentation_optimizer(G.parameter_groups(protocol.head_multiplier), args)
     optimizer_D = discriminator_optimizer(D.parameters(), args.updates, args.learning_rate_D)
 
     networks, optimizers = {"": G, "_D": D}, {"G": optimizer_G, "D": optimizer_D}

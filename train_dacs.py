@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from dataset.catalogue import ClassSet
 from dataset.loader import EndlessLoader
 from dataset.transforms import Compose, RandomCrop, Resize
-from model import build_model, to_dacs, upsample
+from model import to_dacs, upsample
 from model.segmenter import Segmenter
 from utils import distributed, flags
 from utils.device import prepare, set_up
@@ -41,6 +41,7 @@ from utils.errors import RunError, exit_with_message
 from utils.losses import IGNORED, cross_entropy, mean_over_labelled
 from utils.mean_teacher import AVERAGES, make_teacher, teacher_momentum, update_teacher
 from utils.mixing import IDS, block_mask, blocks, class_mask, draw_classes, uniform
+from utils.networks import segmentation_network
 from utils.old_names import OLD_NAMES
 from utils.optimizers import poly, segmentation_optimizer
 from utils.parser import Flags, Parser, above_zero, count, fraction, not_negative, positive, size
@@ -147,14 +148,13 @@ def main(args: Flags) -> None:
     }
 
     # Student and teacher
-    G = build_model(args.model, len(classes), aspp_branches=args.aspp_branches, batch_norm=args.batch_norm, heads="single")
+    G = segmentation_network(args, len(classes), heads="single")
     restore(G, args.restore_from, COCO, fresh_classifier=args.fresh_classifier or not args.restore_from)
     teacher = make_teacher(G, args.teacher_averages)
     for network in (G, teacher):
         prepare(network, args, device).train()
 
-    groups = G.parameter_groups()
-    optimizer = segmentation_optimizer(groups, args.updates, args.learning_rate, args.momentum, args.weight_decay)
+    optimizer = segmentation_optimizer(G.parameter_groups(), args)
     networks, loaders = {"": G, "_teacher": teacher}, {"source": source_batches, "target": target_batches}
     run = Run(args, plan, device, DacsSnapshots(), networks, {"G": optimizer}, loaders, validation)
     parallel_G = distributed.wrap(G)

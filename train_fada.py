@@ -33,7 +33,7 @@ from dataset.catalogue import DATA_SETS, ClassSet, data_set
 from dataset.loader import EndlessLoader
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Compose, RandomColorJitter, RandomCrop, RandomMirror, RandomScale, Resize
-from model import FeatureDiscriminator, WeightsError, build_model, load_model, to_fada, upsample
+from model import FeatureDiscriminator, WeightsError, load_model, to_fada, upsample
 from model.segmenter import Segmenter
 from utils import distributed, flags
 from utils.device import prepare, set_up
@@ -49,6 +49,7 @@ from utils.domains import (
 from utils.errors import exit_with_message
 from utils.evaluation import classes_of_network
 from utils.losses import cross_entropy
+from utils.networks import segmentation_network
 from utils.old_names import OLD_NAMES
 from utils.optimizers import discriminator_optimizer, poly, segmentation_optimizer
 from utils.parser import Flags, Parser, above_zero, not_negative, numbers, scale_range, share, size
@@ -223,8 +224,7 @@ def train_supervised(args: Flags, classes: ClassSet, device: torch.device) -> No
     else:
         domain, batches = "target", endless(args, pseudo_labelled_dataset(args, classes))
     G = build_network(args, classes, device)
-    groups = G.parameter_groups(10)
-    optimizer = segmentation_optimizer(groups, "clean", args.learning_rate, args.momentum, args.weight_decay)
+    optimizer = segmentation_optimizer(G.parameter_groups(10), args, updates="clean")
     validation = {"": target_val_loader(args, classes, args.input_size_test)}
     plan = plan_steps(args, classes)
     run = Run(args, plan, device, FadaSnapshots(), {"": G}, {"G": optimizer}, {domain: batches}, validation)
@@ -259,8 +259,7 @@ def train_adversarial(args: Flags, classes: ClassSet, device: torch.device) -> N
     prepare(D, args, device)
 
     # Optimizers
-    groups = G.parameter_groups(10)
-    optimizer_G = segmentation_optimizer(groups, "clean", args.learning_rate, args.momentum, args.weight_decay)
+    optimizer_G = segmentation_optimizer(G.parameter_groups(10), args, updates="clean")
     optimizer_D = discriminator_optimizer(D.parameters(), args.updates, args.learning_rate_D)
 
     networks, optimizers = {"": G, "_D": D}, {"G": optimizer_G, "D": optimizer_D}
@@ -334,8 +333,7 @@ def build_network(args: Flags, classes: ClassSet, device: torch.device) -> Segme
     """G: features and one classifier, with its starting weights."""
     # FADA's own frozen norms have no epsilon; weights of other origin were trained with one.
     norm_eps = 0.0 if args.model.lower() == "deeplab_resnet101" and args.batch_norm == "frozen" else None
-    settings = {"heads": "single", "aspp_branches": args.aspp_branches or 4, "batch_norm": args.batch_norm}
-    G = build_model(args.model, len(classes), norm_eps=norm_eps, **settings)
+    G = segmentation_network(args, len(classes), heads="single", aspp_branches=4, norm_eps=norm_eps)
     if args.stage in GOES_ON_FROM:
         restore(G, weights_before(args), fresh_heads=False)
     else:

@@ -37,14 +37,15 @@ from torch.nn import functional as F
 from dataset.catalogue import ClassSet
 from dataset.loader import EndlessLoader
 from dataset.transforms import Compose, RandomBlur, RandomMirror, Resize
-from model import build_model, upsample
+from model import upsample
 from utils import distributed, flags
 from utils.device import prepare, set_up
 from utils.domains import source_loader, source_val_loader, target_loader, target_val_loader
 from utils.errors import RunError, exit_with_message
 from utils.losses import IGNORED, cross_entropy
+from utils.networks import segmentation_network
 from utils.old_names import OLD_NAMES
-from utils.optimizers import adam, poly, segmentation_optimizer
+from utils.optimizers import poly, segmentation_optimizer
 from utils.parser import Flags, Parser, fraction, not_negative, positive
 from utils.plan import Plan
 from utils.run import Run
@@ -80,7 +81,6 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     group.add_argument("--restore-id", metavar="ID", help="start from CHECKPOINT_DIR/IDbest.pth, as the original names it")
     parser.add_switch("--continue-training", group=group, help=CONTINUE_TRAINING)
     parser.add_switch("--val-source", group=group, help="validate on the source's val split too (GTA5: needs split.mat)")
-    group.add_argument("--optim", choices=("SGD", "Adam"), default="SGD", help="Adam: betas (0.9, 0.99), each parameter once")
     parser.add_switch("--freeze-bn", group=group, help="the original's name for --batch-norm frozen-statistics")
     parser.add_switch("--fresh-classifier", group=group, help=flags.FRESH_CLASSIFIER)
     parser.add_switch("--random-mirror", group=group, default=True, help="mirror every second image")
@@ -208,7 +208,7 @@ def main(args: Flags) -> None:
     plan = plan_epochs(args, classes, source_batches, target_batches)
 
     # Network
-    G = build_model(args.model, len(classes), aspp_branches=args.aspp_branches, batch_norm=args.batch_norm)
+    G = segmentation_network(args, len(classes))
     if args.multi and len(G.head_names) == 1:
         raise RunError(f"--multi needs a network with a lower classifier; {args.model} has one classifier")
     restore(G, args.restore_from, fresh_classifier=args.fresh_classifier)
@@ -220,11 +220,7 @@ def main(args: Flags) -> None:
     levels = 2 if args.multi else 1
 
     # Optimizer
-    groups = G.parameter_groups()
-    if args.optim == "SGD":
-        optimizer = segmentation_optimizer(groups, args.updates, args.learning_rate, args.momentum, args.weight_decay)
-    else:
-        optimizer = adam(groups, args.learning_rate, args.weight_decay)
+    optimizer = segmentation_optimizer(G.parameter_groups(), args)
 
     loaders = {"source": source_batches, "target": target_batches}
     validation = {"": target_val_loader(args, classes)}

@@ -17,15 +17,16 @@ Several GPUs: torchrun --nproc-per-node N train_source.py ... (the batch size is
 """
 
 from dataset.transforms import Compose, RandomBlur, RandomMirror, Resize
-from model import build_model, upsample
+from model import upsample
 from utils import distributed, flags
 from utils.device import prepare, set_up
 from utils.domains import source_loader, source_val_loader
 from utils.errors import exit_with_message
 from utils.losses import cross_entropy
+from utils.networks import segmentation_network
 from utils.old_names import OLD_NAMES
-from utils.optimizers import adam, poly, segmentation_optimizer
-from utils.parser import Flags, Parser, count, not_negative, positive
+from utils.optimizers import poly, segmentation_optimizer
+from utils.parser import Flags, Parser, not_negative, positive
 from utils.plan import plan_steps
 from utils.run import Run
 from utils.starting_weights import restore
@@ -41,8 +42,6 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     group.add_argument("--iter-size", type=positive, default=1, help="sub-iterations whose gradients are accumulated")
     parser.add_switch("--multi", group=group, help="also train the lower classifier (for MaxSquare --multi and AdaptSegNet)")
     group.add_argument("--lambda-seg", type=not_negative, default=0.1, help="weight of the lower classifier's loss")
-    group.add_argument("--optim", choices=("SGD", "Adam"), default="SGD", help="Adam: betas (0.9, 0.99), each parameter once")
-    group.add_argument("--warmup", type=count, default=0, metavar="N", help="steps over which the learning rate rises from 0")
     parser.add_switch("--freeze-bn", group=group, help="the original's name for --batch-norm frozen-statistics")
     parser.add_switch("--random-mirror", group=group, default=True, help="mirror every second image")
     parser.add_switch("--gaussian-blur", group=group, default=True, help="blur every second image, radius below 1 pixel")
@@ -62,7 +61,7 @@ def main(args: Flags) -> None:
     batches, size = source_loader(args, classes, Compose(augmentation)), args.input_size[::-1]
 
     # Network
-    G = build_model(args.model, len(classes), aspp_branches=args.aspp_branches, batch_norm=args.batch_norm)
+    G = segmentation_network(args, len(classes))
     restore(G, args.restore_from)
     G.freeze_stem_norm()
     if not args.multi:
@@ -72,19 +71,14 @@ def main(args: Flags) -> None:
     lambda_seg = [args.lambda_seg, 1.0][-len(G.head_names) :] if args.multi else [1.0]
 
     # Optimizer
-    groups = G.parameter_groups()
-    if args.optim == "SGD":
-        optimizer = segmentation_optimizer(groups, args.updates, args.learning_rate, args.momentum, args.weight_decay)
-    else:
-        optimizer = adam(groups, args.learning_rate, args.weight_decay)
+    optimizer = segmentation_optimizer(G.parameter_groups(), args)
 
     validation = {"": source_val_loader(args, classes)}
     run = Run(args, plan, device, args.source.upper(), {"": G}, {"G": optimizer}, {"source": batches}, validation)
     parallel_G = distributed.wrap(G)
 
     for step in run.steps():
-        warm = min(1, (step + 1) / max(args.warmup, 1))
-        run.start_step(G=warm * poly(args.learning_rate, step, plan.schedule_steps, args.power))
+        run.start_step(G=poly(args.learning_rate, step, plan.schedule_steps, args.power))
         losses = dict.fromkeys(("loss_seg_low", "loss_seg")[-len(lambda_seg) :], 0.0)
 
         for iteration in range(args.iter_size):

@@ -216,8 +216,8 @@ def from_fada(contents: Mapping[str, Any], source: str = "weights") -> Checkpoin
     ResNet trunks: `backbone.X` is X here, the classifier is `layer5`; VGG16: `features.N` and `classifier`.
     """
     trunk, head = (_without_module(_only_tensors(contents[part])) for part in ("feature_extractor", "classifier"))
-    resnet = "backbone.conv1.weight" in trunk
-    tensors = {("" if resnet else "features.") + key.removeprefix("backbone."): value for key, value in trunk.items()}
+    resnet, vgg = "backbone.conv1.weight" in trunk, "backbone.0.weight" in trunk
+    tensors = {("features." if vgg else "") + key.removeprefix("backbone."): value for key, value in trunk.items()}
     tensors.update({("layer5." if resnet else "classifier.") + key: value for key, value in head.items()})
     return Checkpoint(tensors, "fada", **_notes(contents["feature_extractor"], source))
 
@@ -472,7 +472,13 @@ def from_paddle_initialisation(arrays: Mapping[str, np.ndarray], source: str) ->
 
 
 def to_paddle(network: Segmenter) -> dict[str, np.ndarray]:
-    """{key: array} as the reproductions load it, the inverse of `from_paddle`; CLAN's projections get biases of 0."""
+    """{key: array} as the reproductions load it, the inverse of `from_paddle`; CLAN's projections get biases of 0.
+
+    Raises:
+        WeightsError: the network is no DeepLab.
+    """
+    if network.aspp_branches is None:
+        raise WeightsError(f"{network.settings['name']} is no DeepLab, as all networks of the reproductions are")
     arrays = {}
     for key, value in network.state_dict().items():
         if not key.endswith("num_batches_tracked"):

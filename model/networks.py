@@ -4,6 +4,8 @@ from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
+from .backbones import BackboneSegmenter
+from .encoders import LIBRARIES
 from .errors import ModelError
 from .resnet import DeepLabResNet
 from .resnet38 import ResNet38
@@ -40,21 +42,44 @@ MODELS: dict[str, tuple[Callable[..., Segmenter], dict[str, Any]]] = {
 
 
 def known_name(name: str) -> str:
-    """The name of a network as `MODELS` spells it; CBST's MXNet code calls ResNet-38 `cityscapes_rna-a1_cls19_s8` or the like.
+    """The name of a network as `MODELS` spells it, or `torchvision:NAME` or `timm:NAME` as it is.
+
+    CBST's MXNet code calls ResNet-38 `cityscapes_rna-a1_cls19_s8` or the like.
 
     Raises:
         ModelError: unknown name.
     """
+    if name.partition(":")[0] in LIBRARIES:
+        return name
     if "_rna-a1_cls" in name:
         return "ResNet38"
     known = {key.lower(): key for key in MODELS}
     if name.lower() not in known:
-        raise ModelError(f"unknown network {name!r}; known: {', '.join(MODELS)}")
+        raise ModelError(f"unknown network {name!r}; known: {', '.join(MODELS)}, torchvision:NAME, timm:NAME")
     return known[name.lower()]
 
 
+def class_and_settings(name: str) -> tuple[Callable[..., Segmenter], dict[str, Any]]:
+    """The class of a network and the settings that its name stands for.
+
+    Raises:
+        ModelError: unknown name.
+    """
+    name = known_name(name)
+    return MODELS[name] if name in MODELS else (BackboneSegmenter, {"encoder": name})
+
+
+def has_setting(name: str, setting: str) -> bool:
+    """True if `build_model` takes `setting` for this network.
+
+    Raises:
+        ModelError: unknown name.
+    """
+    return setting in signature(class_and_settings(name)[0]).parameters
+
+
 def build_model(name: str, num_classes: int = 19, **settings: Any) -> Segmenter:
-    """Build a network by name (case does not matter) with fresh weights.
+    """Build a network by name (of MODELS, where case does not matter, `torchvision:NAME` or `timm:NAME`) with fresh weights.
 
     `settings` override the name's own: heads, aspp_branches, style, aspp_rates, normalization, batch_norm, ... as far as
     the network knows them; those that are None are left at the name's default. The full choice is kept in
@@ -64,7 +89,7 @@ def build_model(name: str, num_classes: int = 19, **settings: Any) -> Segmenter:
         ModelError: unknown name, or a setting that the network does not have or accept.
     """
     name = known_name(name)
-    network_class, chosen = MODELS[name]
+    network_class, chosen = class_and_settings(name)
     chosen = {**chosen, **{key: value for key, value in settings.items() if value is not None}}
     _check_settings(name, network_class, {"num_classes": num_classes, **chosen})
     network = network_class(num_classes, **chosen)

@@ -37,6 +37,9 @@ BATCH_NORM_MODES = ("train", "frozen-affine", "frozen-statistics", "frozen")
 class Normalize(nn.Module):
     """uint8 RGB images (N,3,H,W) to normalised floats; its constants are not part of the state dict.
 
+    Args:
+        convention: a name in CONVENTIONS, or the values of a library's network.
+
     Raises:
         ModelError: unknown input convention.
     """
@@ -44,12 +47,15 @@ class Normalize(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, convention: str) -> None:
+    def __init__(self, convention: str | InputConvention) -> None:
         super().__init__()
-        if convention not in CONVENTIONS:
-            raise ModelError(f"unknown input convention {convention!r}; known: {', '.join(CONVENTIONS)}")
-        self.convention = convention
-        chosen = CONVENTIONS[convention]
+        if isinstance(convention, str):
+            if convention not in CONVENTIONS:
+                raise ModelError(f"unknown input convention {convention!r}; known: {', '.join(CONVENTIONS)}")
+            self.convention, chosen = convention, CONVENTIONS[convention]
+        else:
+            names = [name for name, values in CONVENTIONS.items() if values == convention]
+            self.convention, chosen = names[0] if names else f"mean {convention.mean}, std {convention.std}", convention
         self.bgr, self.scale = chosen.bgr, chosen.scale
         self.register_buffer("mean", torch.tensor(chosen.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(chosen.std).view(1, 3, 1, 1), persistent=False)

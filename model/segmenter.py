@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from .errors import ModelError
-from .normalization import BATCH_NORM_MODES, BatchNorm, Normalize, freezes_affine, freezes_statistics
+from .normalization import BATCH_NORM_MODES, BatchNorm, InputConvention, Normalize, freezes_affine, freezes_statistics
 
 # The entries of a state dict's metadata that name the network and its classes.
 SETTINGS, CLASSES = "segadapt", "segadapt classes"
@@ -38,7 +38,7 @@ class Segmenter(nn.Module):
     features: Callable[..., Any]
     classify: Callable[..., Any]
 
-    def __init__(self, normalization: str) -> None:
+    def __init__(self, normalization: str | InputConvention) -> None:
         super().__init__()
         self.normalize = Normalize(normalization)
         self.batch_norm = "train"
@@ -96,6 +96,14 @@ class Segmenter(nn.Module):
             norm.weight.requires_grad_(not freezes_affine(mode))
             norm.bias.requires_grad_(not freezes_affine(mode))
         return self.train(self.training)
+
+    def synchronize_norms(self) -> None:
+        """Let BatchNorm use the batches of all processes; call it before the network is moved or wrapped."""
+        nn.SyncBatchNorm.convert_sync_batchnorm(self)
+
+    def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size (H,W) at which the network sees images of `size`."""
+        return size
 
     def freeze_stem_norm(self) -> None:
         """Fix scale and shift of the stem's BatchNorm, where there is one, as MaxSquare does while it trains all others."""

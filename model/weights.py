@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from utils.files import fits_checksum
 
+from .backbones import BackboneSegmenter
 from .checkpoint_formats import MXNET, PADDLE, PYTORCH, TITLES, Checkpoint, fada_discriminator, is_fada, read_contents
 from .errors import ModelError, WeightsError
 from .mxnet import is_params, read_params
-from .networks import MODELS, build_model, known_name
+from .networks import build_model, class_and_settings
 from .paddle import is_pdparams, read_pdparams
 from .recognition import classes_of, head_layout, place_of_settings, settings_of
 from .segmenter import Segmenter
@@ -31,8 +32,8 @@ NUMPY_NUMBERS = [(NUMPY_NUMBER, "numpy.core.multiarray.scalar"), NUMPY_NUMBER, n
 def read_weights(source: str | os.PathLike) -> Checkpoint:
     """Read the weights of one network, in any of the formats of `checkpoint_formats.FORMATS`.
 
-    `source` is a file, a URL, or a name of torchvision's weights (`torchvision:ResNet101_Weights.IMAGENET1K_V1`; downloaded,
-    and checked against its hash).
+    `source` is a file, a URL, or a name of torchvision's or timm's weights (`torchvision:ResNet101_Weights.IMAGENET1K_V1`,
+    `timm:vit_small_patch14_reg4_dinov2.lvd142m`; downloaded, and checked against its hash).
 
     Raises:
         WeightsError: the file is missing, truncated, of no such format, or holds anything but tensors.
@@ -110,8 +111,8 @@ def load_model(source: str | os.PathLike, name: str | None = None, **settings: A
     """
     checkpoint = read_weights(source)
     found = settings_of(checkpoint, str(source))
-    if name is not None and MODELS[known_name(name)] != MODELS[known_name(found["name"])]:
-        fixed = {"name": name, **MODELS[known_name(name)][1]}  # what the name leaves open, the file tells
+    if name is not None and class_and_settings(name) != class_and_settings(found["name"]):
+        fixed = {"name": name, **class_and_settings(name)[1]}  # what the name leaves open, the file tells
         kept: dict[str, Any] = {
             key: found[key] for key in ("num_classes", "heads", "aspp_branches") if key in found and key not in fixed
         }
@@ -134,6 +135,8 @@ def _load(source: str) -> tuple[Mapping[str, Any], str]:
     """What a file holds, and which framework's file it is."""
     if source.startswith("torchvision:"):
         return _from_torchvision(source), PYTORCH
+    if source.startswith("timm:"):
+        return _load_file(_from_timm(source), source)
     if not source.startswith(("http://", "https://")):
         return _load_file(source, source)
     path = _download(source)
@@ -149,6 +152,18 @@ def _from_torchvision(source: str) -> Mapping[str, Any]:
 
     try:
         return get_weight(source.removeprefix("torchvision:")).get_state_dict(check_hash=True, map_location="cpu")
+    except Exception as error:
+        raise _not_fetched(source, error) from error
+
+
+def _from_timm(source: str) -> str:
+    """The file of weights that timm names so, kept in the folder of the Hugging Face hub."""
+    try:
+        from .timm_encoder import fetch
+
+        return fetch(source.removeprefix("timm:"))
+    except ModelError:
+        raise
     except Exception as error:
         raise _not_fetched(source, error) from error
 
@@ -177,6 +192,8 @@ def _load_file(path: str, source: str) -> tuple[Mapping[str, Any], str]:
         raise WeightsError(f"{source}: no such file")
     if is_params(path):
         return read_params(path), MXNET
+    if is_safetensors(path):
+        return _read_safetensors(path, source), PYTORCH
     _check_file(path, source)
     if is_pdparams(path):
         return read_pdparams(path, source), PADDLE
@@ -195,6 +212,28 @@ def _load_file(path: str, source: str) -> tuple[Mapping[str, Any], str]:
     if not isinstance(state, dict):
         raise WeightsError(f"{source}: holds a {type(state).__name__}, not a state dict")
     return state, PYTORCH
+
+
+def is_safetensors(path: str) -> bool:
+    """True for a file of the package safetensors: the length of a header in JSON, and that header."""
+    with open(path, "rb") as file:
+        return file.read(10)[8:] in (b'{"', b"{ ")
+
+
+def _read_safetensors(path: str, source: str) -> Mapping[str, Any]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise WeightsError(
+            f"{source}: to read it takes the package safetensors, which comes with timm: pip install .[timm]"
+        ) from error
+    if not fits_checksum(path):
+        raise WeightsError(f"{source}: is damaged, its content does not fit its checksum; copy or save it again")
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise WeightsError(f"{source}: cannot be read as weights, it is truncated or damaged ({error})") from error
 
 
 def _check_file(path: str, source: str) -> None:
@@ -220,6 +259,8 @@ def _adapted(
         WeightsError: ImageNet weights for another input convention.
     """
     tensors = checkpoint.tensors
+    if isinstance(network, BackboneSegmenter):
+        return _from_library(network, tensors, source), []
     if checkpoint.format in ("vgg16", "torchvision"):
         _check_convention(network, checkpoint, source)
     if checkpoint.format == "vgg16":
@@ -233,6 +274,13 @@ def _adapted(
         # ImageNet weights of CLAN's reproduction, which takes everything but this classifier.
         return {key: value for key, value in tensors.items() if not key.startswith("layer5.")}, []
     return tensors, []
+
+
+def _from_library(network: BackboneSegmenter, tensors: Mapping[str, Tensor], source: str | os.PathLike) -> dict[str, Tensor]:
+    try:
+        return network.from_library(tensors)
+    except Exception as error:  # whatever timm's code does with tensors of another network
+        raise WeightsError(f"{source}: does not fit {network.settings['name']} ({type(error).__name__}: {error})") from error
 
 
 def _other_names(own: dict[str, list] | None, found: dict[str, list] | None) -> list[str]:

@@ -21,7 +21,7 @@ from model.segmenter import Segmenter
 from utils import flags
 from utils.device import autocast, prepare, set_up
 from utils.domains import target_domain
-from utils.errors import exit_with_message
+from utils.errors import RunError, exit_with_message
 from utils.evaluation import classes_of_network
 from utils.old_names import OLD_NAMES
 from utils.outputs import check_file
@@ -59,6 +59,12 @@ def main(args: Flags) -> None:
     check_file("--save", args.save)
     device = set_up(args)
     model = prepare(load_model(args.restore_from), args, device)
+    if not model.norms():
+        name = model.settings["name"]
+        raise RunError(
+            f"{args.restore_from}: {name} has no BatchNorm, whose statistics AdaBN takes from the target: for it this baseline "
+            "is void; compare with source-only, and with training on (train_source.py --restore-from)"
+        )
     domain = target_domain(args)
     target = domain.dataset(classes_of_network(model), Resize(domain.size), labels=False)
     loader = EndlessLoader(target, args.batch_size, args.random_seed, args.num_workers)

@@ -1,6 +1,7 @@
 """The optimizers of PyTorch 1.0 and the poly schedule."""
 
 import copy
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,10 @@ from utils.optimizers import (
     segmentation_optimizer,
     set_learning_rate,
 )
+
+
+def sgd_flags(updates, rate, weight_decay):
+    return Namespace(optim="SGD", updates=updates, learning_rate=rate, momentum=0.9, weight_decay=weight_decay)
 
 
 def visit_by_visit(value, gradients, visits, lr, momentum, decay):
@@ -122,7 +127,7 @@ def test_no_warning_and_an_exact_restart():
             optimizer.step()
 
     def fresh():
-        return segmentation_optimizer(network.parameter_groups(), "published", 1e-3, 0.9, 5e-4)
+        return segmentation_optimizer(network.parameter_groups(), sgd_flags("published", 1e-3, 5e-4))
 
     optimizer = fresh()
     steps(network, optimizer, 2)
@@ -152,7 +157,7 @@ def test_early_epsilon_adam_follows_the_formula_of_its_time():
 def test_poly_schedule(golden):
     recorded = golden("adaptsegnet/schedule.npz")
     network = build_model("MiniResNet18")
-    optimizer = segmentation_optimizer(network.parameter_groups(), "published", 1.0, 0.9, 0.0)
+    optimizer = segmentation_optimizer(network.parameter_groups(), sgd_flags("published", 1.0, 0.0))
     adam = discriminator_optimizer(network.layer1.parameters(), "published", 1.0)
     for i, step in enumerate(recorded["steps"]):
         set_learning_rate(optimizer, poly(recorded["base_lr_G"], step, recorded["num_steps"], recorded["power"]))

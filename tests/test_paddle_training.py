@@ -3,6 +3,7 @@ reproductions in PaddlePaddle, and four steps of each that resume exactly."""
 
 import json
 import random
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -74,7 +75,8 @@ def test_schedule_of_clan(golden):
 def test_optimizers(name, golden):
     parameter = torch.nn.Parameter(torch.from_numpy(noise("paddle/optimizer/start", (6,), 0)))
     if name == "momentum":
-        optimizer = segmentation_optimizer([{"params": [parameter], "lr_multiplier": 1, "visits": 3}], "clean", 0.1, 0.9, 5e-4)
+        args = Namespace(optim="SGD", updates="clean", learning_rate=0.1, momentum=0.9, weight_decay=5e-4)
+        optimizer = segmentation_optimizer([{"params": [parameter], "lr_multiplier": 1, "visits": 3}], args)
     else:
         optimizer = discriminator_optimizer([parameter], "clean", 0.01)
     for i, expected in enumerate(golden("paddle/schedule.npz")[f"optimizer/{name}"]):
@@ -100,7 +102,7 @@ def test_trained_tensors_and_their_rates(method, name):
     assert {key for key, parameter in network.named_parameters() if parameter.requires_grad} == expected
     groups = network.parameter_groups(protocol.head_multiplier)
     assert sum(len(group["params"]) for group in groups) == len(expected)
-    optimizer = segmentation_optimizer(groups, args.updates, args.learning_rate, args.momentum, args.weight_decay)
+    optimizer = segmentation_optimizer(groups, args)
     set_learning_rate(optimizer, 0.5)
     assert type(optimizer) is torch.optim.SGD and {group["lr"] for group in optimizer.param_groups} == {0.5}
 

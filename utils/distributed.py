@@ -13,11 +13,12 @@ from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hoo
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from model.segmenter import Segmenter
+
 from . import watchdog
 from .errors import RunError
 
 T = TypeVar("T")
-Network = TypeVar("Network", bound=nn.Module)
 
 # How long a process waits for the others, in seconds, where no flag says so.
 USUAL_TIMEOUT = 1800
@@ -110,11 +111,12 @@ def _average(group: distributed.ProcessGroup, bucket: distributed.GradBucket) ->
     return allreduce_hook(group, bucket) if _averages else noop_hook(group, bucket)
 
 
-def synchronize_norms(network: Network, device: torch.device) -> Network:
+def synchronize_norms(network: Segmenter, device: torch.device) -> Segmenter:
     """Let BatchNorm that uses batch statistics use those of all processes (GPUs only, as PyTorch has it)."""
     if world_size() == 1 or network.batch_norm != "train" or device.type != "cuda":
         return network
-    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    network.synchronize_norms()
+    return network
 
 
 def sum_across_processes(tensor: torch.Tensor) -> torch.Tensor:

@@ -27,8 +27,8 @@ BATCH_NORM = (
     "frozen-statistics: stored statistics, scale and shift trained; frozen: all fixed"
 )
 RESTORE_FROM = (
-    "weights to start from: a file, a URL, or torchvision:NAME; `none` starts from random weights (default: the ImageNet/COCO "
-    "initialisation file, in ./model or ./pretrained_model)"
+    "weights to start from: a file, a URL, torchvision:NAME or timm:NAME; `none` starts from random weights (default: the "
+    "ImageNet/COCO initialisation file, in ./model or ./pretrained_model)"
 )
 FRESH_CLASSIFIER = "accept weights whose classifier is for other classes or layers: ours starts from random values"
 UPDATES = (
@@ -41,6 +41,11 @@ TIMEOUT = "end the process, with status 124, when it has made no progress for so
 CONFIG = "run the run again whose args.json this is; flags given besides win, and its --snapshot-dir is best one of them"
 WANDB = "also send metrics and pictures to this project of Weights & Biases (needs the package wandb)"
 ON_BAD_SAMPLE = "skip: train on the next image in place of one that cannot be read; ends above 1 %% of the samples"
+DROP_PATH = "stochastic depth: chance that the last block is left out of a step; those before it less (default 0)"
+LAYER_DECAY = "learning rate of each block as a multiple of the next one's (default 1)"
+CHECKPOINT_ACTIVATIONS = "compute blocks again in the backward pass instead of keeping what they made: less memory, slower"
+OPTIM = "Adam and AdamW: each parameter once a step, betas (0.9, 0.99) and (0.9, 0.999)"
+CLIP_GRAD = "largest norm of the network's gradient; a longer one is scaled down to it (default: none)"
 AMP = "mixed precision: bf16 on recent cards, fp16 (with loss scaling) on older ones"
 ESTIMATE = (
     "tell memory and speed of these flags on several GPUs, and end; needs no GPU, no data and no weights, but a C compiler"
@@ -96,13 +101,27 @@ def add_target_flags(parser: Parser, default: str | None = "cityscapes") -> None
 
 def add_network_flags(parser: Parser, model: str) -> None:
     group = parser.add_argument_group("network")
-    group.add_argument("--model", default=model, metavar="NAME", help=f"one of {', '.join(MODELS)}")
+    group.add_argument(
+        "--model",
+        default=model,
+        metavar="NAME",
+        help=f"one of {', '.join(MODELS)}; or torchvision:NAME, timm:NAME (docs/backbones.md)",
+    )
     group.add_argument(
         "--num-classes", type=positive, metavar="N", help=f"{_class_counts()}; classes.json of a folder has its own"
     )
     group.add_argument("--aspp-branches", type=int, choices=(2, 4), help=ASPP_BRANCHES)
     group.add_argument("--batch-norm", choices=BATCH_NORM_MODES, default="frozen-affine", help=BATCH_NORM)
     group.add_argument("--restore-from", metavar="FILE", help=RESTORE_FROM)
+    add_encoder_flags(parser)
+
+
+def add_encoder_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("encoders of torchvision and timm")
+    group.add_argument("--drop-path", type=values.fraction, metavar="P", help=DROP_PATH)
+    group.add_argument("--layer-decay", type=values.share, metavar="X", help=LAYER_DECAY)
+    parser.add_switch("--checkpoint-activations", group=group, help=CHECKPOINT_ACTIVATIONS)
+    parser.add_switch("--freeze-encoder", group=group, help="train the classifiers alone, a linear probe")
 
 
 def _class_counts() -> str:
@@ -133,8 +152,11 @@ def add_optimizer_flags(parser: Parser, batch_help: str) -> Any:
     group.add_argument(
         "--learning-rate", type=not_negative, default=2.5e-4, help="of the trunk; classifiers have 10 times that"
     )
+    group.add_argument("--optim", choices=("SGD", "Adam", "AdamW"), default="SGD", help=OPTIM)
+    group.add_argument("--warmup", type=values.count, default=0, metavar="N", help="steps over which the rate rises from 0")
+    group.add_argument("--clip-grad", type=values.above_zero, metavar="NORM", help=CLIP_GRAD)
     group.add_argument("--momentum", type=not_negative, default=0.9, help="of SGD")
-    group.add_argument("--weight-decay", type=not_negative, default=5e-4, help="of SGD")
+    group.add_argument("--weight-decay", type=not_negative, default=5e-4, help="of the segmentation network")
     group.add_argument("--power", type=not_negative, default=0.9, help="of the poly schedule")
     group.add_argument("--updates", choices=("published", "clean"), default="published", help=UPDATES)
     group.add_argument("--batch-size", type=positive, default=1, metavar="N", help=batch_help)

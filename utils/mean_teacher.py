@@ -6,7 +6,7 @@ are alike after each update, so the teachers are.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model import build_model
 from model.normalization import freezes_statistics
@@ -16,7 +16,7 @@ AVERAGES = ("parameters", "everything")
 
 
 def make_teacher(student: Segmenter, averages: str = "parameters") -> Segmenter:
-    """A network like the student, with its weights and without gradients.
+    """A network like the student, with its weights and without gradients, dropout and stochastic depth.
 
     Args:
         student: from `build_model`.
@@ -25,8 +25,12 @@ def make_teacher(student: Segmenter, averages: str = "parameters") -> Segmenter:
             keeps fixed are copied. With "everything" they follow the student's as the parameters do, whatever the teacher
             itself sees.
     """
-    teacher = build_model(**student.settings).requires_grad_(False)
+    settings = {key: value for key, value in student.settings.items() if key != "drop_path"}
+    teacher = build_model(**settings).requires_grad_(False)
     teacher.load_state_dict(student.state_dict())
+    for module in teacher.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     for norm in teacher.norms():
         if averages == "everything":
             norm.momentum = 0.0  # its own batches leave no trace in the statistics

@@ -1,13 +1,14 @@
 """Optimizers and the learning-rate schedule of the originals."""
 
 import math
+from argparse import Namespace
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from .errors import RunError
 
@@ -52,8 +53,9 @@ class RepeatedUpdateSGD(Optimizer):
                 if "momentum_buffer" not in self.state[parameter]:
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-            if hasattr(self, "grad_scale"):
-                torch._foreach_mul_(gradients, 1 / self.grad_scale)
+            grad_scale: Tensor | None = getattr(self, "grad_scale", None)  # None too if --clip-grad has divided by it
+            if grad_scale is not None:
+                torch._foreach_mul_(gradients, 1 / grad_scale)
             if group["visits"] == 1:
                 torch._foreach_add_(gradients, parameters, alpha=group["weight_decay"])
                 self._multiply(buffers, group["momentum"])
@@ -146,23 +148,42 @@ class EarlyEpsilonAdam(Adam):
         return max((int(self.state[p]["step"]) for p in group["params"] if p in self.state), default=0)
 
 
-def segmentation_optimizer(groups: Groups, updates: str, lr: float, momentum: float, weight_decay: float) -> Optimizer:
-    """SGD for a segmentation network's `parameter_groups()`, each group at its own multiple of `lr`.
+def segmentation_optimizer(groups: Groups, args: Namespace, updates: str | None = None) -> Optimizer:
+    """The optimizer of --optim for a segmentation network's `parameter_groups()`, each group at its own multiple of the rate.
 
-    `updates` is "published" (the repeated updates of the original training) or "clean" (each parameter once, today's SGD).
+    Args:
+        updates: in place of --updates; for SGD "published" (the repeated updates of the original training) or "clean" (each
+            parameter once, today's SGD).
     """
-    optimizer: Optimizer
-    if updates == "published":
-        optimizer = RepeatedUpdateSGD(groups, lr, momentum, weight_decay)
-    else:
-        fused = _on_gpu(groups)
-        optimizer = _fused_as_here(SGD(groups, lr, momentum, weight_decay=weight_decay, fused=fused), fused)
-        if fused and momentum:
-            # Otherwise the first step makes them without values, and leaves them so if --amp fp16 skips it.
-            for parameter in (parameter for group in groups for parameter in group["params"]):
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    set_learning_rate(optimizer, lr)
+    optimizer, fused = _OPTIMIZERS[args.optim](groups, args, updates or args.updates), _on_gpu(groups)
+    if not isinstance(optimizer, RepeatedUpdateSGD):
+        _fused_as_here(optimizer, fused)
+    set_learning_rate(optimizer, args.learning_rate)
     return optimizer
+
+
+def _sgd(groups: Groups, args: Namespace, updates: str) -> Optimizer:
+    if updates == "published":
+        return RepeatedUpdateSGD(groups, args.learning_rate, args.momentum, args.weight_decay)
+    fused = _on_gpu(groups)
+    optimizer = SGD(groups, args.learning_rate, args.momentum, weight_decay=args.weight_decay, fused=fused)
+    if fused and args.momentum:
+        # Otherwise the first step makes them without values, and leaves them so if --amp fp16 skips it.
+        for parameter in (parameter for group in groups for parameter in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def _adam(groups: Groups, args: Namespace, updates: str) -> Optimizer:
+    """MaxSquare's --optim Adam."""
+    return Adam(groups, args.learning_rate, (0.9, 0.99), weight_decay=args.weight_decay, fused=_on_gpu(groups))
+
+
+def _adamw(groups: Groups, args: Namespace, updates: str) -> Optimizer:
+    return AdamW(groups, args.learning_rate, (0.9, 0.999), weight_decay=args.weight_decay, fused=_on_gpu(groups))
+
+
+_OPTIMIZERS = {"SGD": _sgd, "Adam": _adam, "AdamW": _adamw}
 
 
 def discriminator_optimizer(parameters: Iterable[nn.Parameter], updates: str, lr: float) -> Optimizer:
@@ -172,14 +193,6 @@ def discriminator_optimizer(parameters: Iterable[nn.Parameter], updates: str, lr
     if updates == "published":
         return _fused_as_here(EarlyEpsilonAdam(groups, lr, fused=fused), fused)
     return _fused_as_here(Adam(groups, lr, betas=(0.9, 0.99), fused=fused), fused)
-
-
-def adam(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
-    """Adam with betas (0.9, 0.99) for a segmentation network's groups, each parameter once (MaxSquare's --optim Adam)."""
-    fused = _on_gpu(groups)
-    optimizer = _fused_as_here(Adam(groups, lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=fused), fused)
-    set_learning_rate(optimizer, lr)
-    return optimizer
 
 
 def _on_gpu(groups: Groups) -> bool:

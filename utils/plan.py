@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch.optim import Adam, Optimizer
 
 from dataset.catalogue import ClassSet
 from dataset.loader import EndlessLoader
+from model.segmenter import Segmenter
 
 from . import distributed
 from .errors import RunError
@@ -56,11 +58,22 @@ def describe(
         f"{plan.steps} steps of {' + '.join(batches)} images ({processes} process{'es' * (processes > 1)}); "
         f"the learning rate is laid out for {plan.schedule_steps}"
     )
+    lines += _network(cast(Segmenter, networks[""]), args)
     for domain, loader in loaders.items():
         epochs = plan.steps * _images(loader) / len(loader.dataset)
         lines.append(f"{domain}: {len(loader.dataset)} images, {epochs:.3g} epochs")
     lines.append(f"{len(plan.classes)} classes; {_disk(plan, args, networks)}")
     return "\n".join(lines)
+
+
+def _network(network: Segmenter, args: Namespace) -> list[str]:
+    """What the network does with the flags that a user may not expect."""
+    lines = [] if network.norms() else ["the network has no BatchNorm: --batch-norm changes nothing"]
+    for size in dict.fromkeys(getattr(args, name, None) or (0, 0) for name in ("input_size", "input_size_target")):
+        fitted = network.fitted(size[::-1])[::-1]
+        if any(size) and fitted != tuple(size):
+            lines.append(f"images of {size[0]}x{size[1]} are resized to {fitted[0]}x{fitted[1]} for the network, whole patches")
+    return lines
 
 
 def _images(loader: EndlessLoader) -> int:

@@ -296,8 +296,10 @@ class Run:
 
     def start_step(self, **rates: float) -> None:
         """Give each optimizer its learning rate and clear its gradients. `G=0.1` is for the optimizer named G; D1 and D2
-        both have D's."""
+        both have D's. In the first --warmup steps G has a growing part of it."""
         self.skipped_now = 0.0
+        if self.step < self.args.warmup:
+            rates["G"] *= (self.step + 1) / self.args.warmup
         self.rates = {f"lr_{name}": rate for name, rate in rates.items()}
         for name, optimizer in self.optimizers.items():
             set_learning_rate(optimizer, rates[name.rstrip("0123456789")])
@@ -325,18 +327,23 @@ class Run:
     def backward(self, loss: Tensor, last: bool = True) -> None:
         """Add to the gradients. With several processes, `last=False` saves the averaging in a pass that is not the last one
         of the step through its networks."""
+        if not loss.requires_grad:
+            raise RunError("a loss depends on nothing that is trained; --freeze-encoder leaves this method nothing to adapt")
         waiting_for("the gradients" if world_size() == 1 else "the gradients of the other processes")
         with averaging(last):
             self.scaler.scale(loss).backward()
         waiting_for("the computation")
 
     def update(self, *optimizers: Optimizer) -> None:
-        """Step the optimizers in this order.
+        """Step the optimizers in this order, G with a gradient of at most --clip-grad.
 
         With --amp fp16 an optimizer whose gradients are infinite or NaN is left out of this step: the scale of the loss was
         too high, and is halved for the next one.
         """
         self.updated.clear()
+        if self.args.clip_grad:
+            self.scaler.unscale_(self.optimizers["G"])
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.args.clip_grad)
         for optimizer in optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from model import WeightsError, load_weights, lost_heads, read_discriminator, read_weights
+from model.backbones import BackboneSegmenter
 from model.segmenter import Segmenter
 
 from . import distributed
@@ -29,6 +30,11 @@ def restore(
     """
     if source == "none":
         return
+    if source is None and isinstance(network, BackboneSegmenter):
+        raise WeightsError(
+            f"no weights to start from: name those of {network.settings['name']} with --restore-from: a file, timm:NAME or "
+            "torchvision:NAME, which fetch them, or none for random ones"
+        )
     if source is None:
         candidates = [os.path.join(folder, usual) for folder in ("model", "pretrained_model", ".")]
         source = next((path for path in candidates if os.path.exists(path)), None)
