@@ -24,5 +24,5 @@ setup(
     package_data={"segadapt.tree.scripts": ["*.sh"], "segadapt.tree.scripts.recipes": ["*.sh"]},
     entry_points={"console_scripts": ["segadapt = segadapt.command:main"]},
     install_requires=requirements,
-    extras_require={"wandb": ["wandb"]},
+    extras_require={"timm": ["timm>=1.0.20"], "wandb": ["wandb"]},
 )

@@ -58,7 +58,7 @@ class BackboneSegmenter(Segmenter):
             raise ModelError(f"layer_decay must be above 0 and at most 1, not {layer_decay}")
         built = build_encoder(encoder, drop_path, checkpoint_activations)
         super().__init__(built.convention)
-        self.encoder, self.layer_decay = built, layer_decay
+        self.encoder, self.layer_decay, self.exports = built, layer_decay, built.exports
         self.is_pyramid = built.strides[0] < built.strides[-1]
         self.feature_channels = sum(built.channels) if self.is_pyramid else built.channels[-1]
         self.head_names = HEADS[heads]
@@ -80,7 +80,8 @@ class BackboneSegmenter(Segmenter):
 
     def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
         """The nearest size (H,W) that the encoder takes."""
-        height, width = (max(1, round(side / self.encoder.multiple)) * self.encoder.multiple for side in size)
+        patch = self.encoder.multiple
+        height, width = (max(1, (side + patch // 2) // patch) * patch for side in size)
         return height, width
 
     def synchronize_norms(self) -> None:
@@ -89,7 +90,7 @@ class BackboneSegmenter(Segmenter):
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images (N,3,H,W) to what the lower and the main classifier see."""
         size = self.fitted((x.shape[-2], x.shape[-1]))
-        if size != tuple(x.shape[-2:]):
+        if torch.compiler.is_exporting() or size != tuple(x.shape[-2:]):  # a program has to decide for all sizes
             x = F.interpolate(x, size, mode="bilinear", align_corners=True)
         maps = self.encoder(x)
         if not self.is_pyramid:

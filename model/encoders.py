@@ -26,12 +26,17 @@ class Encoder(nn.Module):
     Attributes:
         convention: how the library's weights want to see an image.
         channels, strides: of the maps.
+        exports: false if PyTorch cannot trace it for images of any size.
     """
 
     model: Any
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     convention: InputConvention = CONVENTIONS["imagenet"]
+
+    @property
+    def exports(self) -> bool:
+        return "Swin" not in type(self.model).__name__  # with shifted windows of any number the tracer does not come to an end
 
     @property
     def multiple(self) -> int:

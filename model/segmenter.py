@@ -23,6 +23,7 @@ class Segmenter(nn.Module):
         feature_channels: channels of the features that the main classifier sees.
         aspp_branches: how many branches of each classifier are added; None for a classifier without branches.
         style: which convolution of a ResNet's block carries the stride, "caffe" or "torchvision"; None for other trunks.
+        exports: false if PyTorch cannot trace the network for images of any size.
         settings: the arguments of `build_model` that build the network again, as `build_model` notes them.
         classes: {"names": [str, ...], "colors": [[red, green, blue], ...]} with 0..255, one entry per class; None: unknown.
         load_report: what `load_model` has loaded, in a sentence.
@@ -35,6 +36,7 @@ class Segmenter(nn.Module):
     feature_channels: int
     aspp_branches: int | None = None
     style: str | None = None
+    exports: bool = True
     features: Callable[..., Any]
     classify: Callable[..., Any]
 

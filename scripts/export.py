@@ -64,6 +64,10 @@ def main(args: Flags) -> None:
     if args.onnx:
         check_extra()
     model = load_model(args.checkpoint, args.model)
+    if not model.exports:
+        raise RunError(
+            f"{args.checkpoint}: {model.settings['name']} cannot be exported for images of any size (docs/backbones.md)"
+        )
     print(f"{describe(model)}; {model.load_report}")
     network = ClassMap(model, args.layout).eval()
     names = json.dumps(list(classes_of_network(model).names))

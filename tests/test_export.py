@@ -67,7 +67,7 @@ def test_onnx_in_another_program(tmp_path, name, layout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["DeeplabVGG", "ResNet38", "deeplab_resnet101"])
+@pytest.mark.parametrize("name", ["DeeplabVGG", "ResNet38", "deeplab_resnet101", "timm:test_vit", "timm:test_convnext"])
 def test_the_other_networks_are_exported(tmp_path, name):
     run(trained(tmp_path / "weights.pth", name), "--pt2", tmp_path / "model.pt2", "--model", name)
     assert (tmp_path / "model.pt2").stat().st_size > 10**6

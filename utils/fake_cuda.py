@@ -144,6 +144,34 @@ def _select_convolution(select: Any) -> Any:
     return selected
 
 
+def _attention(attend: Any) -> Any:
+    """`scaled_dot_product_attention` by the fused kernels that a GPU would choose: FlashAttention for half precision without a
+    mask, else the memory-efficient one. Without a device PyTorch would choose plain matrix products."""
+    aten = torch.ops.aten
+
+    def attended(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        **options: Any,
+    ) -> torch.Tensor:
+        if query.device.type != "cuda" or options.pop("enable_gqa", False):
+            return attend(query, key, value, attn_mask, dropout_p, **options)
+        causal, scale = options.get("is_causal", False), options.get("scale")
+        if torch.is_autocast_enabled("cuda"):
+            query, key, value = (each.to(torch.get_autocast_dtype("cuda")) for each in (query, key, value))
+        if attn_mask is None and query.dtype != torch.float32:
+            return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, causal, False, scale=scale)[0]
+        bias = None if attn_mask is None else attn_mask.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
+        return aten._scaled_dot_product_efficient_attention(
+            query, key, value, bias, query.requires_grad, dropout_p, causal, scale=scale
+        )[0]
+
+    return attended
+
+
 def _move(module: torch.nn.Module, convert: Any, recurse: bool = True) -> torch.nn.Module:
     """`Module._apply` with new parameters in the place of the old ones: fake tensors do not change their device in place."""
     for child in module.children():
@@ -181,6 +209,7 @@ def fake_cuda() -> Iterator[None]:
         replaced(
             (torch.autograd, "_engine_run_backward", _seen_by_autograd(torch.autograd._engine_run_backward)),
             (torch._C, "_select_conv_backend", _select_convolution(torch._C._select_conv_backend)),
+            (torch.nn.functional, "scaled_dot_product_attention", _attention(torch.nn.functional.scaled_dot_product_attention)),
             (FakeTensor, "tolist", _made_up),
             (torch.nn.Module, "_apply", _move),
         ),
