@@ -41,7 +41,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dataset.transforms import Compose, RandomMirror, Resize
-from model import OutputDiscriminator, upsample
+from model import OutputDiscriminator, has_lower_level, upsample
 from model.segmenter import Segmenter
 from utils import distributed, flags
 from utils.device import prepare, set_up
@@ -268,8 +268,8 @@ def main(args: Flags) -> None:
 def build_networks(
     args: Flags, protocol: Protocol, num_classes: int, device: torch.device
 ) -> tuple[Segmenter, dict[int, OutputDiscriminator]]:
-    """G and {level: its discriminator}, with their starting weights. Level 2 is the classifier on layer 4; VGG has no other."""
-    heads = None if "vgg" in args.model.lower() else {1: "single", 2: "multi"}[args.levels]
+    """G and {level: its discriminator}, with their starting weights. Level 2 is the main classifier; VGG has no other."""
+    heads = {1: "single", 2: "multi"}[args.levels] if has_lower_level(args.model) else None
     G = segmentation_network(args, num_classes, heads)
     levels = (1, 2)[-len(G.head_names) :] if args.target_loss != "entropy" else ()
     D = {level: OutputDiscriminator(num_classes) for level in levels}

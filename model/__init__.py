@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from .checkpoint_formats import Checkpoint, to_dacs, to_fada
 from .discriminator import FeatureDiscriminator, OutputDiscriminator
 from .errors import ModelError, WeightsError
-from .networks import MODELS, build_model, describe, has_setting
+from .networks import MODELS, build_model, describe, has_lower_level, has_setting
 from .normalization import BATCH_NORM_MODES, CONVENTIONS
 from .recognition import settings_from_weights
 from .weights import load_model, load_weights, lost_heads, read_discriminator, read_weights
@@ -24,6 +24,7 @@ __all__ = [
     "WeightsError",
     "build_model",
     "describe",
+    "has_lower_level",
     "has_setting",
     "load_model",
     "load_weights",

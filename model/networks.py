@@ -78,6 +78,15 @@ def has_setting(name: str, setting: str) -> bool:
     return setting in signature(class_and_settings(name)[0]).parameters
 
 
+def has_lower_level(name: str) -> bool:
+    """False for networks without a classifier on a lower layer (VGG16, ResNet-38).
+
+    Raises:
+        ModelError: unknown name.
+    """
+    return class_and_settings(name)[0] not in (DeepLabVGG, ResNet38)
+
+
 def build_model(name: str, num_classes: int = 19, **settings: Any) -> Segmenter:
     """Build a network by name (of MODELS, where case does not matter, `torchvision:NAME` or `timm:NAME`) with fresh weights.
 

@@ -38,6 +38,7 @@ def _versions(device: torch.device) -> dict[str, str | None]:
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "torchvision": _package_version("torchvision"),
+        "timm": _package_version("timm"),
         "cuda": torch.version.cuda,
         "card": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "git": commit(),
