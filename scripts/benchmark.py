@@ -127,7 +127,7 @@ def model_step(command: str) -> None:
     """Print what a step of the script and flags in `command`, or of every published method, asks of a GPU."""
     if fake_cuda.FOLDER not in os.environ:
         fake_cuda.start_again("--model-step")
-    precisions = ("", "--amp bf16 --channels-last")
+    precisions = ("", "--amp bf16 --channels-last", "--fast")
     commands = [command] if command else [f"{' '.join(words)} {more}" for words in MODELLED_STEPS for more in precisions]
     for one in commands:
         name, *flags = shlex.split(one)

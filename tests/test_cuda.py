@@ -23,10 +23,12 @@ FADA = "--batch-size 2 --stage adversarial"
 CBST = "--batch-size 1 --num-rounds 2"
 CBST_2018 = "--batch-size 1 --num-rounds 1 --model ResNet38"
 BF16, FP16 = "--amp bf16 --channels-last", "--amp fp16 --channels-last"
+FAST = "--fast"
 # Script and flags; kernels, and megabytes that tensors take at most. A change may lower a bound; raising one needs a reason.
 CASES: dict[str, tuple[str, str, int, float]] = {
     "source, frozen norms, bf16": ("train_source", f"--batch-norm frozen {BF16}", 1085, 2323),
     "AdaptSegNet, fp16": ("train_adaptsegnet", f"{ADAPTSEGNET} {FP16}", 2977, 4316),
+    "AdaptSegNet, fast": ("train_adaptsegnet", f"{ADAPTSEGNET} {FAST}", 3155, 4316),
     "MaxSquare, bf16": ("train_maxsquare", f"{MAXSQUARE} {BF16}", 2762, 4233),
     "CLAN": ("train_clan", CLAN, 2388, 7669),
     "FADA": ("train_fada", FADA, 1882, 4290),
@@ -39,20 +41,28 @@ CASES: dict[str, tuple[str, str, int, float]] = {
 SLOW_CASES: dict[str, tuple[str, str, int, float]] = {
     "source": ("train_source", "", 984, 7349),
     "source, fp16": ("train_source", FP16, 1251, 4017),
+    "source, fast": ("train_source", FAST, 1334, 4017),
     "source, frozen norms": ("train_source", "--batch-norm frozen", 863, 3961),
     "AdaptSegNet": ("train_adaptsegnet", ADAPTSEGNET, 2321, 7569),
     "AdaptSegNet, bf16": ("train_adaptsegnet", f"{ADAPTSEGNET} {BF16}", 2901, 4316),
     "AdaptSegNet, VGG, fp16": ("train_adaptsegnet", f"--model DeeplabVGG {FP16}", 712, 1506),
     "MaxSquare": ("train_maxsquare", MAXSQUARE, 2308, 7486),
     "MaxSquare, fp16": ("train_maxsquare", f"{MAXSQUARE} {FP16}", 2809, 4233),
+    "MaxSquare, fast": ("train_maxsquare", f"{MAXSQUARE} {FAST}", 3016, 4233),
+    "CLAN, fast": ("train_clan", f"{CLAN} {FAST}", 3160, 4367),
     "CLAN, bf16": ("train_clan", f"{CLAN} {BF16}", 2942, 4441),
     "CLAN, fp16": ("train_clan", f"{CLAN} {FP16}", 3003, 4441),
     "AdvEnt": ("train_adaptsegnet", "--protocol advent", 2431, 7576),
     "DACS": ("train_dacs", "", 2601, 4815),
+    "DACS, masked, fast": ("train_dacs", f"--mask {FAST}", 5092, 2977),
+    "FADA, fast": ("train_fada", f"{FADA} {FAST}", 1805, 2640),
     "FADA source": ("train_fada", "--batch-size 1 --stage source", 841, 4003),
     "FADA, bf16": ("train_fada", f"{FADA} {BF16}", 2371, 2640),
     "FADA, fp16": ("train_fada", f"{FADA} {FP16}", 2403, 2640),
     "FADA, VGG, bf16": ("train_fada", f"{FADA} --model deeplab_vgg16 {BF16}", 646, 1716),
+    "FADA, VGG, fast": ("train_fada", f"{FADA} --model deeplab_vgg16 {FAST}", 622, 1716),
+    "CBST, fast": ("train_cbst", f"{CBST} {FAST}", 804, 1517),
+    "CBST of 2018, fast": ("train_cbst", f"{CBST_2018} {FAST}", 449, 2088),
     "CBST, bf16": ("train_cbst", f"{CBST} {BF16}", 1087, 1517),
     "MRKLD": ("train_cbst", f"{CBST} --mr-weight-kld 0.1", 889, 2421),
     "CBST of 2018": ("train_cbst", CBST_2018, 394, 2662),
@@ -60,19 +70,19 @@ SLOW_CASES: dict[str, tuple[str, str, int, float]] = {
 }
 
 
-def count(cases, folder):
-    """What these cases of {name: (script, flags)} come to, counted in one process."""
+def on_fake_gpu(folder, *command, **options):
+    """What a test's program prints as JSON, in a process with a fake device."""
     if torch.cuda.is_available() or why_not():
         pytest.skip(why_not() or "there is a real GPU")
-    result = subprocess.run(
-        [sys.executable, ROOT / "tests/model_steps.py"],
-        input=json.dumps(cases),
-        env=environment(str(folder)),
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, *map(str, command)]
+    result = subprocess.run(command, env=environment(str(folder)), capture_output=True, text=True, **options)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout)
+
+
+def count(cases, folder):
+    """What these cases of {name: (script, flags)} come to, counted in one process."""
+    return on_fake_gpu(folder, ROOT / "tests/model_steps.py", input=json.dumps(cases))
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +112,16 @@ def test_a_step_on_a_fake_gpu(case, counted):
 @pytest.mark.parametrize("case", SLOW_CASES)
 def test_other_modes_on_a_fake_gpu(case, counted_slowly):
     check(counted_slowly[case], *SLOW_CASES[case][2:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_norm", ["frozen-affine", "frozen"])
+def test_the_rule_for_compiled_networks_is_near_the_compiler(tmp_path, batch_norm):
+    pytest.importorskip("triton")
+    passes = on_fake_gpu(tmp_path, ROOT / "tests/inductor_kernels.py", "MiniResNet18", batch_norm)
+    for kernels, moved, kernels_by_rule, moved_by_rule in passes.values():
+        assert kernels_by_rule == pytest.approx(kernels, rel=0.15)
+        assert moved_by_rule == pytest.approx(moved, rel=0.15)
 
 
 LINE = (
@@ -147,12 +167,12 @@ def test_every_script_estimates(script, more, runs):
 
 @pytest.mark.slow
 def test_the_published_estimate_is_the_row_of_the_table():
-    """| AdaptSegNet | TFLOP | kernels | GB fp32 / bf16 | ms on an H200 fp32 / bf16 | ..."""
+    """| AdaptSegNet | TFLOP | kernels | GB fp32 / bf16 | ms on an H200 fp32 / bf16 / --fast | ..."""
     row = next(line for line in (ROOT / "docs/benchmarks.md").read_text().splitlines() if line.startswith("| AdaptSegNet | 6"))
     memory, milliseconds = ([float(value) for value in cell.split("/")] for cell in row.split("|")[4:6])
-    found = estimate("train_adaptsegnet.py")
-    assert [gigabytes for _, gigabytes, _ in found] == memory
-    assert [2000 / speed for _, _, speed in found] == pytest.approx(milliseconds, rel=0.01)
+    plain, fast = estimate("train_adaptsegnet.py")
+    assert [plain[1], fast[1]] == memory
+    assert [2000 / plain[2], 2000 / fast[2]] == pytest.approx([milliseconds[0], milliseconds[2]], rel=0.01)
 
 
 FOUND = {

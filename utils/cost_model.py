@@ -19,13 +19,14 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from .fake_cuda import fake_cuda, replaced
+from .fusion import Fusion, memory
 from .parser import Flags
 from .run import Run
 
@@ -86,6 +87,12 @@ class StepCost:
     waits: list[str] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
 
+    def add(self, kernel: Work) -> None:
+        self.kernels += 1
+        self.flops += kernel.flops
+        self.moved += kernel.moved
+        self.work.append(kernel)
+
     def seconds(self, card: Card) -> float:
         """Of the GPU alone; if the host is slower in launching, the step is."""
         return sum(self.profile(card).values())
@@ -108,15 +115,19 @@ class Recorder(TorchDispatchMode):
         self.sizes: dict[int, int] = {}
         self.allocated = 0
         self.in_step = False
+        self.fusion = Fusion()
 
     @contextmanager
     def step(self) -> Iterator[StepCost]:
         """The cost of what happens in the context."""
         self.current, self.in_step = StepCost(peak=self.allocated), True
+        self.fusion.start_step()
         try:
             yield self.current
         finally:
             self.in_step = False
+        for moved in self.fusion.kernels():
+            self.current.add(Work("fused", 0.0, moved, True))
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), options: Any = None) -> Any:
         options = options or {}
@@ -163,8 +174,7 @@ class Recorder(TorchDispatchMode):
     def _remember(self, tensor: Tensor) -> None:
         if not _on_gpu(tensor):
             return
-        storage = tensor.untyped_storage()
-        key = storage._cdata
+        key, storage = memory(tensor), tensor.untyped_storage()
         if key not in self.sizes:
             self.sizes[key] = storage.nbytes()
             self.allocated += storage.nbytes()
@@ -173,6 +183,7 @@ class Recorder(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.allocated -= self.sizes.pop(key)
+        self.fusion.forget(key)
 
     # Work
 
@@ -183,8 +194,16 @@ class Recorder(TorchDispatchMode):
         if name in WITHOUT_KERNEL or function.is_view or across:
             return
         packet = function._overloadpacket
+        on_gpu = [tensor for tensor in given if _on_gpu(tensor)]
+        running = None if name.startswith("_foreach") else self.fusion.running_pass()
+        if running is None:
+            self.fusion.use(on_gpu)
+        else:
+            self.fusion.add(running, name, args, on_gpu, list(filter(_on_gpu, results)), packet in flop_registry)
+            if packet not in flop_registry:
+                return
         flops = flop_registry[packet](*args, **options, out_val=made) if packet in flop_registry else 0
-        read = {id(tensor): min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in given if _on_gpu(tensor)}
+        read = {id(tensor): min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in on_gpu}
         moved = sum(read.values()) + sum(tensor.nbytes for tensor in results if _on_gpu(tensor))
         kernels = 1
         if name == "convolution":
@@ -198,11 +217,9 @@ class Recorder(TorchDispatchMode):
         elif name.startswith(("_foreach", "_fused")):
             kernels = _foreach_launches(name, args)
             moved += 0 if results else sum(tensor.nbytes for tensor in _written(name, args))
-        step, half = self.current, bool(given) and given[0].dtype in (torch.bfloat16, torch.float16)
-        step.kernels += kernels
-        step.flops += flops
-        step.moved += moved
-        step.work += [Work(name, flops / kernels, moved / kernels, half)] * kernels
+        half = bool(given) and given[0].dtype in (torch.bfloat16, torch.float16)
+        for _ in range(kernels):
+            self.current.add(Work(name, flops / kernels, moved / kernels, half))
 
 
 def _written(name: str, args: Any) -> list[Tensor]:
@@ -362,7 +379,8 @@ def drive(
 
 def cost_of_steps(script: ModuleType, args: Flags) -> dict[str, StepCost]:
     """The cost of a later step of each run of a training script with these flags, by the name of its directory ("step" if there
-    is but one run), on a card whatever the flags say. A compiled network is counted as it is before its compilation.
+    is but one run), on a card whatever the flags say. With --compile the kernels are those of a rule (`utils.fusion`), memory
+    is as without it.
 
     The process must have been started with `fake_cuda.environment`.
 
@@ -380,8 +398,8 @@ def cost_of_steps(script: ModuleType, args: Flags) -> dict[str, StepCost]:
         cost.images = run.images - before
         costs[os.path.basename(run.directory)] = cost
 
-    with fake_cuda(), recorder:
-        drive(script, args.with_values(device="cuda", gpu=None, compile=False), counted, pinned)
+    with fake_cuda(), recorder, replaced((nn.Module, "compile", lambda *args, **_: recorder.fusion.compile(*args))):
+        drive(script, args.with_values(device="cuda", gpu=None), counted, pinned)
     return costs
 
 

@@ -12,8 +12,8 @@ from .parser import Flags
 
 FAST = {"amp": "bf16", "channels_last": True, "compile": True}
 CAVEAT = (
-    "GB are of tensors alone: leave 1 to 2 more. Speeds are a model's: expect half to two thirds of them, and with --fast what "
-    "--compile gains on top (docs/benchmarks.md)."
+    "GB are of tensors alone: leave 1 to 2 more. Speeds are a model's, as is what --compile fuses: expect half to two thirds "
+    "(docs/benchmarks.md)."
 )
 
 

@@ -185,6 +185,17 @@ def _move(module: torch.nn.Module, convert: Any, recurse: bool = True) -> torch.
     return module
 
 
+def next_node() -> int:
+    """The number that autograd gives the next operation that it records."""
+    return torch._C._autograd._get_sequence_nr()
+
+
+def running_node() -> int | None:
+    """The number of the operation whose backward runs, None outside of backward passes."""
+    node = torch._C._current_autograd_node()
+    return None if node is None else node._sequence_nr()
+
+
 @contextlib.contextmanager
 def replaced(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
     """Within the context, attributes have other values: (object, name, value) each."""
