@@ -107,6 +107,8 @@ PROTOCOLS = {
 OF_FORMAT = {"maxsquare": "maxsquare", "dacs": "dacs", "fada": "fada"}
 OF_NETWORK = {"ResNet38": "cbst", "DeeplabRes": "crst", "deeplab_resnet101": "fada", "deeplab_vgg16": "fada"}
 
+FINISHING_THREADS = 8  # they write and count
+
 CHECKPOINT_ENDINGS = (".pth", ".params", ".pdparams")
 # Beside the checkpoints of a run: discriminators, our states, and the states of Paddle's optimizers.
 NO_CHECKPOINT = re.compile(r"(_D\d*|_optimizer)\.(pth|pdparams)$|state(\.previous)?\.pth$")
@@ -147,7 +149,8 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     group.add_argument("-cfg", metavar="NAME", help="--protocol fada; with self_distill in NAME --input-size 2048,1024")
     group.add_argument("--saveres", action="store_true", help="write predictions, which -cfg alone does not")
     group.add_argument("options", nargs="*", metavar="KEY VALUE", help="resume, OUTPUT_DIR, DATASETS.TEST (cityscapes_val)")
-    flags.add_speed_flags(words, workers=4)
+    flags.add_speed_flags(words, workers=min(16, os.cpu_count() or 1))
+    words.describe(num_workers="that read images, usually one a core and at most 16; 0: none")
     args = with_fada_options(words, words.parse_args(arguments))
     if not args.restore_from:
         words.error("which checkpoint? Name a file or folder with --restore-from")
@@ -277,7 +280,7 @@ def evaluate_checkpoint(
     matrix = np.zeros((len(classes), len(classes)), np.int64)
     # Threads wait for the device, write and count, so that nothing else keeps this one from feeding it; an error in one of them
     # surfaces at its `result()`. The number of images between the two is bounded, and with it the memory.
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(FINISHING_THREADS) as pool:
         unfinished: deque[Future[np.ndarray]] = deque()
         for batch, prediction in tqdm(predicted, total=len(loader), unit="image"):
             unfinished.append(pool.submit(finish, batch, on_its_way(prediction)))

@@ -119,7 +119,7 @@ class SegmentationDataset(Dataset):
             image, label = self.transform(image, label, random.Random(seed), random.Random(batch_seed))
         sample = {"image": image.contiguous(), "name": record.name, "path": record.image}
         if label is not None:
-            sample["label"] = torch.from_numpy(self.table[label.numpy()])
+            sample["label"] = torch.from_numpy(self.table.take(label.numpy()))
         return sample
 
     def _read_label(self, record: Record, image: torch.Tensor) -> torch.Tensor:

@@ -4,20 +4,24 @@
     python scripts/benchmark.py --device cuda --amp bf16 --channels-last # on a GPU: the published network and sizes
     python scripts/benchmark.py --model-step                             # without a GPU: what published steps ask of one
     python scripts/benchmark.py --model-step "train_clan.py --amp bf16"  # ... or this one
+    python scripts/benchmark.py --model-evaluation                       # how busy evaluate_cityscapes.py would keep one
 
 Loaders: samples per second of one process with one thread, from rendered files in the official sizes and formats. Training: the
 training scripts themselves, loaders included, from the times in their metrics.jsonl. Evaluation: prediction at full label
-resolution with the confusion matrix on the device. Pseudo-labels: the labelling of a CBST round for few and for more images of
-2048x1024 (--images); memory must not grow with their number. Repeated measurements are given as medians. Modelled steps: see
+resolution with the confusion matrix on the device. Scoring: compute_iou.py on pairs of 2048x1024. Pseudo-labels: the labelling
+of a CBST round for few and for more images of 2048x1024 (--images); memory must not grow with their number. Repeated
+measurements are given as medians; CPU times are fair where other programs share the cores. Modelled steps: see
 utils/cost_model.py and docs/benchmarks.md.
 """
 
 import contextlib
 import importlib
+import inspect
 import itertools
 import json
 import os
 import platform
+import resource
 import shlex
 import statistics
 import subprocess
@@ -25,38 +29,46 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from glob import glob
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import numpy as np
 import torch
+from torch.nn import functional as F
 
+import evaluate_cityscapes
 import train_cbst
-from dataset.catalogue import CITYSCAPES
-from dataset.segmentation import build_dataset
+from dataset.catalogue import CITYSCAPES, LABEL_IDS, label_table
+from dataset.layouts import find_records
+from dataset.loader import sequential_loader
+from dataset.reading import read_label
+from dataset.segmentation import SegmentationDataset, build_dataset, dataset_of
 from dataset.transforms import Resize
-from model import build_model
+from model import build_model, upsample
 from scripts import make_mini_data
 from utils import fake_cuda
 from utils.confusion import ConfusionMatrix
-from utils.cost_model import CARDS, cost_of_steps
+from utils.cost_model import CARDS, StepCost, cost_of_steps, counting, pinned
 from utils.device import autocast, choose, peak_memory, prepare
 from utils.domains import target_domain
 from utils.errors import exit_with_message
-from utils.evaluation import predict
+from utils.evaluation import on_its_way, predict, predictions
 from utils.files import write_json
 from utils.flags import add_speed_flags
 from utils.outputs import check_file, is_json_with
-from utils.parser import Parser, positive, positive_numbers, size
+from utils.parser import Flags, Parser, positive, positive_numbers, size
+from utils.pictures import save_ids
 from utils.self_training.labelling import label_target
 from utils.self_training.protocols import PROTOCOLS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SECTIONS = ("loaders", "training", "evaluation", "pseudo_labels")
+SECTIONS = ("loaders", "training", "evaluation", "scoring", "pseudo_labels")
 WARM_UP = 3
+LAUNCH = 5e-6  # of the host for one kernel, in seconds
 # Each method's own script, with flags that let it start from nothing.
 STEPS = {
     "source": ["train_source.py"],
@@ -93,6 +105,7 @@ def get_arguments(arguments: list[str] | None = None) -> Namespace:
     parser.add_argument("--steps", type=positive, default=10, help="measured repetitions, after as many as needed to warm up")
     parser.add_argument("--threads", type=positive, default=1, help="threads of one process, on a CPU")
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
+    parser.add_switch("--model-evaluation", help="count how busy evaluate_cityscapes.py keeps GPUs that need not be there")
     parser.add_argument("--model-step", nargs="?", const="", metavar="COMMAND", help=MODEL_STEP)
     add_speed_flags(parser)
     args = parser.parse_args(arguments)
@@ -109,6 +122,9 @@ def main(args: Namespace) -> None:
     check_file("--json", args.json, is_json_with("machine"))
     if args.model_step is not None:
         model_step(args.model_step)
+        return
+    if args.model_evaluation:
+        model_evaluation()
         return
     torch.set_num_threads(args.threads)
     device = choose(args)
@@ -143,6 +159,78 @@ def model_step(command: str) -> None:
             print(", ".join(f"{name} {1000 * seconds:.1f}" for name, seconds in longest), flush=True)
 
 
+def model_evaluation() -> None:
+    """Print what share of the time GPUs are busy in evaluate_cityscapes.py on Cityscapes with the published network.
+
+    The slowest of these decides: the GPU, the main thread (its own work as measured here, and LAUNCH for each kernel), the
+    processes that read, the threads that write and count. Each of them is given a core.
+    """
+    if fake_cuda.FOLDER not in os.environ:
+        fake_cuda.start_again("--model-evaluation")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        main, reading, finishing = host_of_evaluation(folder)
+    milliseconds = [f"{1000 * seconds:.1f}" for seconds in (main, reading, finishing)]
+    print("CPU ms an image here: {} main thread, {} reading, {} writing and counting".format(*milliseconds))
+    for flags in ("", "--amp bf16 --channels-last", "--fast"):
+        cost = cost_of_prediction(evaluate_cityscapes.get_arguments(["--restore-from", "none", *flags.split()]))
+        host = main + LAUNCH * cost.kernels
+        print(f"{flags or 'fp32'}: {cost.kernels} kernels, host {1000 * host:.1f} ms")
+        for name, card in CARDS.items():
+            gpu = cost.seconds(card)
+            busy = {
+                workers: gpu / max(gpu, host, reading / workers, finishing / evaluate_cityscapes.FINISHING_THREADS)
+                for workers in (4, 8, 16)
+            }
+            shares = ", ".join(f"{share:.0%} with {workers} workers" for workers, share in busy.items())
+            print(f"    {name}: {1000 * gpu:.1f} ms an image, busy {shares}", flush=True)
+
+
+def host_of_evaluation(folder: str) -> tuple[float, float, float]:
+    """CPU seconds an image of Cityscapes: in the main thread, for reading, for writing and counting."""
+    root = f"{folder}/Cityscapes"
+    render(folder, "cityscapes", "2048,1024", val=4)
+    records = find_records("cityscapes", root, "val") * 4
+    dataset = dataset_of(records, "cityscapes", root, CITYSCAPES, Resize((1024, 512), label=False))
+    batches = iter(sequential_loader(dataset, 2))
+    next(batches)  # the workers have started
+    began = time.thread_time()
+    count = sum(1 for _ in batches)
+    main = (time.thread_time() - began) / count
+    batches = iter(sequential_loader(dataset))
+    reading = cpu_seconds(lambda: next(batches), 8)
+    batch = next(batches)
+    prediction = torch.from_numpy(like_a_prediction(batch["label"][0].numpy()))[None]
+    finish = partial(evaluate_cityscapes.save_and_count, f"{folder}/result", None, CITYSCAPES, batch, lambda: prediction)
+    return main, reading, cpu_seconds(finish, 8)
+
+
+def cost_of_prediction(args: Flags) -> StepCost:
+    """Of one image of 1024x512 with labels of 2048x1024."""
+    device = torch.device("cuda")
+    with counting() as recorder:
+        model = prepare(build_model("DeepLab"), args, device).eval()
+        batch = {"image": pinned(torch.zeros(1, 3, 512, 1024, dtype=torch.uint8)), "label": torch.zeros(1, 1024, 2048)}
+        # In inference mode PyTorch would show convolutions under names that no FLOPs are known for.
+        without_gradients = inspect.unwrap(predictions)
+        with torch.no_grad(), recorder.step() as cost:
+            for _, prediction in without_gradients(model, [batch], device, lambda: autocast(args, device)):
+                on_its_way(prediction)
+    return cost
+
+
+def like_a_prediction(label: np.ndarray) -> np.ndarray:
+    """Train ids (H,W) as a network of output stride 8 might predict them: smooth borders, and mistakes here and there."""
+    generator = torch.Generator().manual_seed(1)
+    height, width = label.shape
+    truth = F.one_hot(torch.from_numpy(np.where(label < 19, label, 0)).long(), 19).permute(2, 0, 1)[None].float()
+    scores = F.avg_pool2d(truth, 8)
+    mistakes = torch.randn(1, 19, height // 64, width // 64, generator=generator)
+    scores += 0.3 * F.interpolate(mistakes, scores.shape[2:], mode="bilinear")
+    scores += 0.25 * torch.randn(scores.shape, generator=generator)
+    return upsample(scores, (height, width)).argmax(1)[0].to(torch.uint8).numpy()
+
+
 def describe(device: torch.device, args: Namespace) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     speed = {"amp": args.amp, "channels_last": args.channels_last, "compile": args.compile}
@@ -162,9 +250,14 @@ def measure_loaders(args: Namespace, device: torch.device) -> dict[str, dict[str
         }
         for title, (name, root, split, resized, labels) in cases.items():
             dataset = build_dataset(name, root, split, transform=Resize(resized), labels=labels)
-            reads = [partial(dataset.__getitem__, i % len(dataset)) for i in range(2 + 2 * args.steps)]
-            seconds = [timed(read, device) for read in reads][2:]
-            figures[title] = {"samples/s": 1 / statistics.median(seconds), "ms": 1000 * statistics.median(seconds)}
+            keys = itertools.cycle(range(len(dataset)))
+
+            def read(dataset: SegmentationDataset = dataset, keys: Iterator[int] = keys) -> None:
+                dataset[next(keys)]
+
+            seconds = statistics.median([timed(read, device) for _ in range(2 + 2 * args.steps)][2:])
+            cpu = cpu_seconds(read, 2 * args.steps)
+            figures[title] = {"samples/s": 1 / seconds, "ms": 1000 * seconds, "CPU ms": 1000 * cpu}
     return figures
 
 
@@ -200,9 +293,9 @@ def measure_training(args: Namespace, device: torch.device) -> dict[str, dict[st
     return figures
 
 
-def render(folder: str, formats: str, image_size: str) -> None:
+def render(folder: str, formats: str, image_size: str, val: int = 1) -> None:
     """A few images of one domain."""
-    counts = ["--source-train", "4", "--source-val", "1", "--target-train", "4", "--target-val", "1"]
+    counts = ["--source-train", "4", "--source-val", "1", "--target-train", "4", "--target-val", str(val)]
     make_mini_data.main(make_mini_data.get_arguments([folder, "--formats", formats, "--size", image_size, *counts]))
 
 
@@ -221,6 +314,35 @@ def measure_evaluation(args: Namespace, device: torch.device) -> dict[str, dict[
 
     width, height = args.label_size
     return {f"{args.model}, labels {width}x{height}": repeat(step, args.steps, device)}
+
+
+def measure_scoring(args: Namespace, device: torch.device) -> dict[str, dict[str, float]]:
+    """compute_iou.py as a whole process, with one process that reads and with two: CPU time of all, and what passes."""
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        render(folder, "cityscapes", "2048,1024", val=4)
+        labels = sorted(glob(f"{folder}/Cityscapes/gtFine/val/*/*labelIds.png"))
+        os.makedirs(f"{folder}/labels")
+        os.makedirs(f"{folder}/predictions")
+        table = label_table(LABEL_IDS, CITYSCAPES)
+        for i, label in enumerate(labels):
+            save_ids(f"{folder}/{i}.png", like_a_prediction(table[read_label(label)]))
+        pairs = 50 * args.steps
+        for i in range(pairs):  # a few pairs under many names
+            os.link(labels[i % len(labels)], f"{folder}/labels/bench_{i:06d}_000000_gtFine_labelIds.png")
+            os.link(f"{folder}/{i % len(labels)}.png", f"{folder}/predictions/bench_{i:06d}_000000_leftImg8bit.png")
+        for workers in (1, 2):
+            command = [sys.executable, "compute_iou.py", f"{folder}/labels", f"{folder}/predictions", "--workers", str(workers)]
+            run = partial(subprocess.run, command, cwd=ROOT, check=True, capture_output=True)
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds = timed(run, device)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            figures[f"{pairs} pairs, {workers} processes"] = {
+                "CPU ms/pair": 1000 * cpu / pairs,
+                "ms/pair": 1000 * seconds / pairs,
+            }
+    return figures
 
 
 def measure_pseudo_labels(args: Namespace, device: torch.device) -> dict[str, dict[str, float]]:
@@ -262,6 +384,15 @@ def repeat(step: Callable[[], None], count: int, device: torch.device) -> dict[s
         torch.cuda.reset_peak_memory_stats(device)
     milliseconds = 1000 * statistics.median(timed(step, device) for _ in range(count))
     return {"ms": milliseconds, "peak GB": peak_memory(device) / 2**30}
+
+
+def cpu_seconds(function: Callable[[], Any], count: int) -> float:
+    """Median of this process's CPU time in `count` calls."""
+    times = [time.process_time()]
+    for _ in range(count):
+        function()
+        times.append(time.process_time())
+    return statistics.median(after - before for before, after in itertools.pairwise(times))
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:

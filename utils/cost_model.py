@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from .fake_cuda import fake_cuda, replaced
-from .fusion import Fusion, memory
+from .fusion import Fusion, memory, norm_reduces
 from .parser import Flags
 from .run import Run
 
@@ -205,21 +205,25 @@ class Recorder(TorchDispatchMode):
         flops = flop_registry[packet](*args, **options, out_val=made) if packet in flop_registry else 0
         read = {id(tensor): min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in on_gpu}
         moved = sum(read.values()) + sum(tensor.nbytes for tensor in results if _on_gpu(tensor))
-        kernels = 1
+        kernels, small_kernels = 1, 0
         if name == "convolution":
             kernels += args[2] is not None
         elif name == "convolution_backward":
             kernels = sum(map(bool, args[-1]))
         elif "batch_norm" in name:
-            # Statistics take a pass over the input before the one that uses them; forward both are in one kernel.
-            kernels = 1 + ("backward" in name)
-            moved += ("backward" in name or "cudnn" in name) * given[0].nbytes
+            # What is reduced takes a pass over the input before the one that uses it; forward, cuDNN has both in one kernel.
+            reduces = norm_reduces(name, args)
+            moved += reduces * given[0].nbytes
+            kernels += reduces and name != "cudnn_batch_norm"
+            small_kernels = (2 - reduces) * (name == "native_batch_norm")
         elif name.startswith(("_foreach", "_fused")):
             kernels = _foreach_launches(name, args)
             moved += 0 if results else sum(tensor.nbytes for tensor in _written(name, args))
         half = bool(given) and given[0].dtype in (torch.bfloat16, torch.float16)
         for _ in range(kernels):
             self.current.add(Work(name, flops / kernels, moved / kernels, half))
+        for _ in range(small_kernels):
+            self.current.add(Work(name, 0.0, 0.0, half))
 
 
 def _written(name: str, args: Any) -> list[Tensor]:
@@ -244,6 +248,19 @@ def _line() -> str:
     ours = [frame for frame in traceback.extract_stack() if frame.filename.startswith(ROOT + os.sep)]
     last = [frame for frame in ours if frame.filename != os.path.abspath(__file__) and "site-packages" not in frame.filename]
     return f"{os.path.relpath(last[-1].filename, ROOT)}:{last[-1].lineno}" if last else "an unknown line"
+
+
+@contextmanager
+def counting() -> Iterator[Recorder]:
+    """A device that is not there, and what counts on it, for networks that are compiled too. The process must have been started
+    with `fake_cuda.environment`."""
+    recorder = Recorder()
+
+    def compile(network: nn.Module, **_: Any) -> None:
+        recorder.fusion.compile(network)
+
+    with fake_cuda(), recorder, replaced((nn.Module, "compile", compile)):
+        yield recorder
 
 
 # A script's own loop
@@ -382,23 +399,20 @@ def cost_of_steps(script: ModuleType, args: Flags) -> dict[str, StepCost]:
     is but one run), on a card whatever the flags say. With --compile the kernels are those of a rule (`utils.fusion`), memory
     is as without it.
 
-    The process must have been started with `fake_cuda.environment`.
-
     Raises:
         DeviceError: the step needs a value from the device to go on.
     """
     costs: dict[str, StepCost] = {}
-    recorder = Recorder()
+    with counting() as recorder:
 
-    @contextmanager
-    def counted(run: Run) -> Iterator[None]:
-        before = run.images
-        with recorder.step() as cost:
-            yield
-        cost.images = run.images - before
-        costs[os.path.basename(run.directory)] = cost
+        @contextmanager
+        def counted(run: Run) -> Iterator[None]:
+            before = run.images
+            with recorder.step() as cost:
+                yield
+            cost.images = run.images - before
+            costs[os.path.basename(run.directory)] = cost
 
-    with fake_cuda(), recorder, replaced((nn.Module, "compile", lambda *args, **_: recorder.fusion.compile(*args))):
         drive(script, args.with_values(device="cuda", gpu=None), counted, pinned)
     return costs
 

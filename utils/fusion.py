@@ -133,7 +133,7 @@ class Fusion:
         """Note an operation of a pass."""
         inputs, size = self._values_of(given), max(tensor.numel() for tensor in (*given, *results))
         first, *rest = results
-        if "batch_norm" in name and _reduces(name, args):
+        if "batch_norm" in name and norm_reduces(name, args):
             finish = (1 + ("backward" in name)) * (size >= SPLIT * first.shape[1])
             small = sum(tensor.nbytes for tensor in rest)
             statistics = running.add(Value(small, running, size, inputs, is_barrier=True, small_kernels=finish))
@@ -163,11 +163,11 @@ class Fusion:
         return [self.values.setdefault(memory(tensor), Value(tensor.untyped_storage().nbytes())) for tensor in tensors]
 
 
-def _reduces(name: str, args: Any) -> bool:
-    """Whether a norm takes statistics of its input, or gradients of scale and shift."""
+def norm_reduces(name: str, args: Any) -> bool:
+    """Whether a norm's operation takes statistics of its input, or gradients of scale and shift."""
     if "backward" not in name:
-        return args[5]
-    return name.startswith("cudnn") or args[7] or any(args[9][1:])
+        return bool(args[5])
+    return name.startswith("cudnn") or bool(args[7]) or any(args[9][1:])
 
 
 def memory(tensor: Tensor) -> int:
