@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from .errors import DataError
+from .reading import keep_freed_memory
 
 # So many samples in a row may be damaged, with `skip_bad`, before that is an error.
 MOST_IN_A_ROW = 8
@@ -93,7 +94,7 @@ class EndlessLoader:
             batch_sampler=_Stream(self),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
+            worker_init_fn=_start_worker,
             generator=torch.Generator(),  # or it would draw from the generator that dropout uses
         )
 
@@ -185,7 +186,7 @@ def sequential_loader(dataset: SizedDataset, num_workers: int = 0, rank: int = 0
         batch_size=1,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),
     )
 
@@ -198,5 +199,6 @@ def _mix(seed: int, number: int) -> int:
     return value ^ value >> 31
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()

@@ -141,7 +141,7 @@ def _bytes_of_16_bits(image: ImageFile.ImageFile, order: str) -> np.ndarray:
     tiles: list[Any] = image.tile
     codec, extents, offset, raw_mode = tiles[0]
     tiles[0] = (codec, extents, offset, raw_mode.replace("16B", f"16{order}"))
-    return np.array(image)[..., 0]
+    return np.array(image.getchannel(0))
 
 
 def read_gta5_colours(path: str, class_ids: Collection[int]) -> dict[tuple[int, int, int], int]:

@@ -45,7 +45,7 @@ import train_cbst
 from dataset.catalogue import CITYSCAPES, LABEL_IDS, label_table
 from dataset.layouts import find_records
 from dataset.loader import sequential_loader
-from dataset.reading import read_label
+from dataset.reading import keep_freed_memory, read_label
 from dataset.segmentation import SegmentationDataset, build_dataset, dataset_of
 from dataset.transforms import Resize
 from model import build_model, upsample
@@ -189,6 +189,7 @@ def model_evaluation() -> None:
 def host_of_evaluation(folder: str) -> tuple[float, float, float]:
     """CPU seconds an image of Cityscapes: in the main thread, for reading, for writing and counting."""
     root = f"{folder}/Cityscapes"
+    keep_freed_memory()
     render(folder, "cityscapes", "2048,1024", val=4)
     records = find_records("cityscapes", root, "val") * 4
     dataset = dataset_of(records, "cityscapes", root, CITYSCAPES, Resize((1024, 512), label=False))
@@ -238,8 +239,9 @@ def describe(device: torch.device, args: Namespace) -> dict[str, Any]:
 
 
 def measure_loaders(args: Namespace, device: torch.device) -> dict[str, dict[str, float]]:
-    """Samples per second of reading and resizing one file after the other in this process."""
+    """Samples per second of reading and resizing one file after the other, in this process as in a loader's."""
     figures = {}
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         render(f"{folder}/source", "gta5,synthia", "1914,1052")
         render(f"{folder}/target", "cityscapes", "2048,1024")
@@ -362,10 +364,13 @@ def measure_pseudo_labels(args: Namespace, device: torch.device) -> dict[str, di
             model = prepare(build_model(args.model, heads="single"), args, device)
             protocol = PROTOCOLS[settings.protocol]
             data = target_domain(settings).dataset(CITYSCAPES, protocol.image_to_label(settings), labels=False)
+            began = time.process_time()
             seconds = timed(partial(label_target, settings, protocol, CITYSCAPES, 0.2, model, data, None, device), device)
+            cpu = time.process_time() - began
             size = statistics.mean(map(os.path.getsize, glob(f"{settings.snapshot_dir}/maps/*.npz")))
             figures[f"{args.model}, {count} images"] = {
                 "s/image": seconds / count,
+                "CPU s/image": cpu / count,
                 "peak GB": peak_memory(device) / 2**30,
                 "MB/image": size / 1e6,
             }
