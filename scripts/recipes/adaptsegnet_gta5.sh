@@ -10,10 +10,10 @@ adapt() { # STEPS FLAG...
     score "$NAME/GTA5_$1.pth"
 }
 
-row multi "42.35 (authors' README)" 150000 "7.6 (4.3) GB, at least 4.1 (2.2) h" adapt 150000
-row single "without a figure in the authors' README" 150000 "7.6 (4.3) GB, at least 4.1 (2.2) h" \
+row multi "42.35 (authors' README)" 150000 "7.6 (4.3) GB, at least 4.1 (2.1) h" adapt 150000
+row single "without a figure in the authors' README" 150000 "7.6 (4.3) GB, at least 4.1 (2.1) h" \
     adapt 150000 --lambda-seg 0.0 --lambda-adv-target1 0.0 --lambda-adv-target2 0.001
-row lsgan "without a figure in the authors' README" 150000 "7.6 (4.3) GB, at least 4.1 (2.2) h" \
+row lsgan "without a figure in the authors' README" 150000 "7.6 (4.3) GB, at least 4.1 (2.1) h" \
     adapt 150000 --lambda-seg 0.0 --lambda-adv-target1 0.0 --lambda-adv-target2 0.01 --gan LS
-row paddle "42.32 (README of the reproduction in PaddlePaddle)" 100000 "14.7 (8.1) GB, at least 5.4 (2.8) h" \
+row paddle "42.32 (README of the reproduction in PaddlePaddle)" 100000 "14.7 (8.1) GB, at least 5.4 (2.6) h" \
     adapt 100000 --protocol paddle --batch-size 2 --num-steps-stop 100000

@@ -10,4 +10,4 @@ adapt() { # FLAG...
     score "$NAME/SYNTHIA_150000.pth"
 }
 
-row multi "without a figure in the authors' README" 150000 "7.9 (4.4) GB, at least 4.3 (2.2) h" adapt
+row multi "without a figure in the authors' README" 150000 "7.9 (4.4) GB, at least 4.3 (2.1) h" adapt

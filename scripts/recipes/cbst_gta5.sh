@@ -34,9 +34,9 @@ spatial_prior() { # FLAG...
     resnet38 --with-prior --prior "$RUNS/prior.mat" "$@"
 }
 
-row source "33.35 (CRST's authors)" 80000 "4.0 (2.3) GB, at least 1.2 (0.6) h" source_only
-row cbst "46.47 (CRST's authors, on 505 target images)" "about 11400" "4.5 (2.6) GB, at least 0.20 (0.10) h and the labelling" crst
-row mrkld "47.39 (CRST's authors, on 505 target images)" "about 11400" "4.5 (2.6) GB, at least 0.20 (0.10) h and the labelling" crst --mr-weight-kld 0.1
-row lrent "46.51 (CRST's authors, on 505 target images)" "about 11400" "4.5 (2.6) GB, at least 0.20 (0.10) h and the labelling" crst --lr-weight-ent 0.25
-row cbst38 "without a figure in the authors' README" "about 23300" "4.3 (2.9) GB, at least 0.45 (0.24) h and the labelling" resnet38
-row cbst38_sp "46.2 (authors' README of CBST)" "about 23300" "4.3 (2.9) GB, at least 0.45 (0.24) h and the labelling" spatial_prior
+row source "33.35 (CRST's authors)" 80000 "4.0 (2.3) GB, at least 1.2 (0.5) h" source_only
+row cbst "46.47 (CRST's authors, on 505 target images)" "about 11400" "4.5 (2.6) GB, at least 0.20 (0.09) h and the labelling" crst
+row mrkld "47.39 (CRST's authors, on 505 target images)" "about 11400" "4.5 (2.6) GB, at least 0.20 (0.09) h and the labelling" crst --mr-weight-kld 0.1
+row lrent "46.51 (CRST's authors, on 505 target images)" "about 11400" "4.5 (2.6) GB, at least 0.20 (0.09) h and the labelling" crst --lr-weight-ent 0.25
+row cbst38 "without a figure in the authors' README" "about 23300" "4.3 (2.9) GB, at least 0.44 (0.22) h and the labelling" resnet38
+row cbst38_sp "46.2 (authors' README of CBST)" "about 23300" "4.3 (2.9) GB, at least 0.44 (0.22) h and the labelling" spatial_prior

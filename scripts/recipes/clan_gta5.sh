@@ -10,4 +10,4 @@ adapt() { # FLAG...
     score "$NAME/GTA5_100000.pth" --protocol clan
 }
 
-row clan "43.2 (named by users who reproduced it)" 100000 "7.7 (4.4) GB, at least 2.8 (1.5) h" adapt
+row clan "43.2 (named by users who reproduced it)" 100000 "7.7 (4.4) GB, at least 2.8 (1.4) h" adapt

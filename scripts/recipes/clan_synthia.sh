@@ -10,6 +10,6 @@ adapt() { # EVALUATION FLAG...
     score "$NAME/SYNTHIA_100000.pth" --protocol "$1"
 }
 
-row clan "47.8 over 13 classes (the paper, quoted by the reproduction's README)" 100000 "8.1 (4.7) GB, at least 2.9 (1.5) h" adapt clan
-row paddle "45.59 as mIoU-13 (README of the reproduction in PaddlePaddle)" 100000 "4.8 (3.0) GB, at least 2.0 (1.1) h at scale 1 (it trains at 1.5)" \
+row clan "47.8 over 13 classes (the paper, quoted by the reproduction's README)" 100000 "8.1 (4.7) GB, at least 2.9 (1.4) h" adapt clan
+row paddle "45.59 as mIoU-13 (README of the reproduction in PaddlePaddle)" 100000 "4.8 (3.0) GB, at least 2.0 (1.0) h at scale 1 (it trains at 1.5)" \
     adapt clan-paddle --protocol paddle

@@ -10,6 +10,6 @@ adapt() { # FLAG...
     score "$NAME/distill/model_iter020000.pth" --protocol fada --input-size 2048,1024
 }
 
-row resnet101 "without a figure in the authors' README" "20000, 40000 and 20000" "per GPU of four 8.3 (4.6) GB, at least 2.0 (1.0) h and the labelling" adapt
+row resnet101 "without a figure in the authors' README" "20000, 40000 and 20000" "per GPU of four 8.3 (4.6) GB, at least 2.0 (0.9) h and the labelling" adapt
 row vgg16 "without a figure in the authors' README" "20000, 40000 and 20000" "per GPU of four 4.0 (2.7) GB, at least 1.2 (0.6) h and the labelling" \
     adapt --model deeplab_vgg16

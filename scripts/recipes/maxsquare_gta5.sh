@@ -19,7 +19,7 @@ adapt() { # SOURCE FLAG...
     score "$NAME/GTA5_29750.pth" --protocol maxsquare --flip
 }
 
-row source "36.9 (authors' README)" 80000 "7.3 (4.0) GB, at least 1.3 (0.7) h" source_only
+row source "36.9 (authors' README)" 80000 "7.3 (4.0) GB, at least 1.3 (0.6) h" source_only
 row minent "42.2 (authors' README)" 29750 "7.4 (4.1) GB, at least 0.8 (0.4) h" adapt source --target-mode entropy
 row maxsquare "44.3 (authors' README)" 29750 "7.4 (4.1) GB, at least 0.8 (0.4) h" adapt source --target-mode maxsquare
 row iw "45.2 (authors' README)" 29750 "7.4 (4.1) GB, at least 0.8 (0.4) h" adapt source --target-mode IW_maxsquare --IW-ratio 0.2
