@@ -175,6 +175,19 @@ def test_the_published_estimate_is_the_row_of_the_table():
     assert [2000 / plain[2], 2000 / fast[2]] == pytest.approx([milliseconds[0], milliseconds[2]], rel=0.01)
 
 
+@pytest.mark.slow
+def test_evaluation_is_modelled():
+    """More processes that read never keep a card less busy."""
+    if torch.cuda.is_available() or why_not():
+        pytest.skip(why_not() or "there is a real GPU")
+    command = [sys.executable, "scripts/benchmark.py", "--model-evaluation"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    shares = [list(map(int, re.findall(r"(\d+)% with", line))) for line in result.stdout.splitlines() if " busy " in line]
+    assert len(shares) == 3 * 4
+    assert all(len(of_card) == 3 and 0 < of_card[0] and of_card == sorted(of_card) for of_card in shares)
+
+
 FOUND = {
     "reads a value": "reading a value",
     "decides by a value": "reading a value",
