@@ -50,7 +50,7 @@ def test_results_of_one_size_that_share_what_they_read_come_from_one_kernel():
     assert sorted(run.kernels()) == [200, 200, 300]
 
 
-@pytest.mark.parametrize("reads, kernels", [(4, [40 + 1, 40 + 1 + 10]), (5, [50 + 10 + 1, 10 + 1 + 10])])
+@pytest.mark.parametrize("reads, kernels", [(4, [40 + 1, 40 + 1 + 10]), (5, [50 + 10, 10 + 1, 10 + 1 + 10])])
 def test_what_reads_little_is_computed_again_and_what_reads_much_is_written(reads, kernels):
     run = Pass()
     gradient = run.add(Value(10, run, 10, [outside(10) for _ in range(reads)]))

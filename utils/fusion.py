@@ -6,9 +6,10 @@ A compiled network runs in passes, forward and backward. In each of them
 - a pointwise operation becomes part of what uses it, in each place anew, if it reads at most MOST_READS tensors. What is left
   to write are the results of reductions, and what a convolution, another pass or code outside the network needs;
 - results of one size with equally many convolutions and reductions before them come from one kernel, if they share something
-  that they read. It moves the bytes that enter and leave it;
-- a norm that takes statistics is a reduction and a pointwise operation, in the backward pass too. A reduction of SPLIT elements
-  or more to each result is finished by a small kernel, backward through a norm by two.
+  that they read, reductions and others apart. It moves the bytes that enter and leave it;
+- a batch norm that takes statistics is a reduction and a pointwise operation, in the backward pass too; a layer norm is
+  pointwise, with a reduction for the gradients of scale and shift. A reduction of SPLIT elements or more to each result is
+  finished by a small kernel, backward through a norm by two.
 
 docs/benchmarks.md and tests/test_cuda.py compare the rule with Inductor itself.
 """
@@ -78,13 +79,13 @@ class Pass:
 
     def kernels(self) -> Iterator[float]:
         """The bytes that each kernel of the compiler moves, once all uses are known; libraries' kernels are not among them."""
-        groups: list[tuple[tuple[int, int], set[Value], set[Value]]] = []  # (depth, size), read, written
+        groups: list[tuple[tuple[int, int, bool], set[Value], set[Value]]] = []  # (depth, size, reduces), read, written
         for value in self.values:
             value.depth = max((one.depth + one.is_barrier for one in value.inputs if one.made_in is self), default=0)
             value.reads = set().union(*({one} if one.is_written else one.reads for one in value.inputs))
             if value.is_library or not value.is_written:
                 continue
-            kind, read, written = (value.depth, value.size), value.reads, {value}
+            kind, read, written = (value.depth, value.size, value.is_barrier), value.reads, {value}
             for group in [group for group in groups if group[0] == kind and not read.isdisjoint(group[1] | group[2])]:
                 groups.remove(group)
                 read, written = read | group[1], written | group[2]
@@ -133,12 +134,13 @@ class Fusion:
         """Note an operation of a pass."""
         inputs, size = self._values_of(given), max(tensor.numel() for tensor in (*given, *results))
         first, *rest = results
-        if "batch_norm" in name and norm_reduces(name, args):
-            finish = (1 + ("backward" in name)) * (size >= SPLIT * first.shape[1])
+        if norm_reduces(name, args):
+            channels = first.shape[1] if "batch_norm" in name else rest[0].numel()
+            finish = (1 + ("backward" in name)) * (size >= SPLIT * channels)
             small = sum(tensor.nbytes for tensor in rest)
-            statistics = running.add(Value(small, running, size, inputs, is_barrier=True, small_kernels=finish))
-            self.values |= {memory(tensor): statistics for tensor in rest}
-            inputs, results = [*inputs, statistics], [first]
+            sums = running.add(Value(small, running, size, inputs, is_barrier=True, small_kernels=finish))
+            self.values |= {memory(tensor): sums for tensor in rest}
+            inputs, results = [*inputs, sums] if "batch_norm" in name else inputs, [first]
         reduces = name in REDUCTIONS and size > UNROLLED * first.numel()
         is_barrier = is_library or reduces or name.startswith("max_pool")
         finish = reduces and size >= SPLIT * first.numel()
@@ -164,7 +166,9 @@ class Fusion:
 
 
 def norm_reduces(name: str, args: Any) -> bool:
-    """Whether a norm's operation takes statistics of its input, or gradients of scale and shift."""
+    """Whether a norm's operation sums over positions: for statistics of its input, or for gradients of scale and shift."""
+    if "batch_norm" not in name:
+        return "norm_backward" in name and any(args[-1][1:])
     if "backward" not in name:
         return bool(args[5])
     return name.startswith("cudnn") or bool(args[7]) or any(args[9][1:])
