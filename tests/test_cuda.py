@@ -24,6 +24,8 @@ CBST = "--batch-size 1 --num-rounds 2"
 CBST_2018 = "--batch-size 1 --num-rounds 1 --model ResNet38"
 BF16, FP16 = "--amp bf16 --channels-last", "--amp fp16 --channels-last"
 FAST = "--fast"
+VIT = "--model timm:vit_small_patch14_reg4_dinov2 --optim AdamW --clip-grad 1"
+RESNET50 = "--model torchvision:resnet50 --batch-norm frozen --checkpoint-activations --clip-grad 1"
 # Script and flags; kernels, and megabytes that tensors take at most. A change may lower a bound; raising one needs a reason.
 CASES: dict[str, tuple[str, str, int, float]] = {
     "source, frozen norms, bf16": ("train_source", f"--batch-norm frozen {BF16}", 1501, 2323),
@@ -37,6 +39,7 @@ CASES: dict[str, tuple[str, str, int, float]] = {
     "LRENT, fp16": ("train_cbst", f"{CBST} --lr-weight-ent 0.25 {FP16}", 1342, 1557),
     "DACS, masked, bf16": ("train_dacs", f"--mask {BF16}", 5460, 2977),
     "MRKLD of 2018, bf16": ("train_cbst", f"{CBST_2018} --mr-weight-kld 0.1 {BF16}", 593, 2088),
+    "AdaptSegNet, ViT-S, bf16": ("train_adaptsegnet", f"{ADAPTSEGNET} {VIT} {BF16}", 2715, 1767),
 }
 SLOW_CASES: dict[str, tuple[str, str, int, float]] = {
     "source": ("train_source", "", 984, 7349),
@@ -67,6 +70,10 @@ SLOW_CASES: dict[str, tuple[str, str, int, float]] = {
     "MRKLD": ("train_cbst", f"{CBST} --mr-weight-kld 0.1", 1097, 2421),
     "CBST of 2018": ("train_cbst", CBST_2018, 394, 2662),
     "CBST of 2018, fp16": ("train_cbst", f"{CBST_2018} {FP16}", 506, 2087),
+    "CBST, ViT-S, fp16": ("train_cbst", f"{CBST} {VIT} {FP16}", 1245, 979),
+    "CLAN, ConvNeXt-T, fast": ("train_clan", f"{CLAN} --model timm:convnext_tiny --optim AdamW {FAST}", 2511, 2229),
+    "DACS, Swin-T, bf16": ("train_dacs", f"--mask --model torchvision:swin_t --optim AdamW --drop-path 0.1 {BF16}", 5698, 1710),
+    "FADA, ResNet-50, checkpointed": ("train_fada", f"{FADA} {RESNET50}", 1506, 2004),
 }
 
 
