@@ -59,8 +59,7 @@ class BackboneSegmenter(Segmenter):
         built = build_encoder(encoder, drop_path, checkpoint_activations)
         super().__init__(built.convention)
         self.encoder, self.layer_decay, self.exports = built, layer_decay, built.exports
-        self.is_pyramid = built.strides[0] < built.strides[-1]
-        self.feature_channels = sum(built.channels) if self.is_pyramid else built.channels[-1]
+        self.feature_channels = sum(built.channels) if built.is_pyramid else built.channels[-1]
         self.head_names = HEADS[heads]
         self.default_heads = "sum" if heads == "twin" else "last"
         for name in self.head_names:
@@ -93,7 +92,7 @@ class BackboneSegmenter(Segmenter):
         if torch.compiler.is_exporting() or size != tuple(x.shape[-2:]):  # a program has to decide for all sizes
             x = F.interpolate(x, size, mode="bilinear", align_corners=True)
         maps = self.encoder(x)
-        if not self.is_pyramid:
+        if not self.encoder.is_pyramid:
             return maps[-2], maps[-1]
         # Levels differ in scale, in some families by orders of magnitude.
         maps = [F.layer_norm(each.movedim(1, -1), each.shape[1:2]).movedim(-1, 1) for each in maps]

@@ -26,7 +26,6 @@ class Encoder(nn.Module):
     Attributes:
         convention: how the library's weights want to see an image.
         channels, strides: of the maps.
-        exports: false if PyTorch cannot trace it for images of any size.
     """
 
     model: Any
@@ -35,12 +34,17 @@ class Encoder(nn.Module):
     convention: InputConvention = CONVENTIONS["imagenet"]
 
     @property
-    def exports(self) -> bool:
-        return "Swin" not in type(self.model).__name__  # with shifted windows of any number the tracer does not come to an end
+    def is_pyramid(self) -> bool:
+        return self.strides[0] < self.strides[-1]
 
     @property
     def multiple(self) -> int:
         return self.strides[-1]
+
+    @property
+    def exports(self) -> bool:
+        """False if PyTorch cannot trace it for images of any size: with Swin's shifted windows it never finishes."""
+        return "Swin" not in type(self.model).__name__
 
     def depths(self) -> dict[str, int]:
         """{parameter: depth of its block}, 0 for the stem, for layer-wise learning rates."""
@@ -221,6 +225,8 @@ def build_encoder(name: str, drop_path: float = 0.0, checkpoint_activations: boo
         ModelError: the library is not installed, has no such network, or cannot give its feature maps.
     """
     library, _, architecture = name.partition(":")
+    if library not in LIBRARIES:
+        raise ModelError(f"{name}: encoders are called {', '.join(f'{each}:NAME' for each in LIBRARIES)}")
     return LIBRARIES[library](architecture, drop_path, checkpoint_activations)
 
 

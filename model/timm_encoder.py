@@ -42,8 +42,7 @@ class TimmEncoder(Encoder):
             raise ModelError(f"{self.name}: gives no intermediate feature maps; choose another family of timm")
         infos = [(info["num_chs"], info["reduction"]) for info in _feature_infos(self.model)]
         strides = [stride for _, stride in infos]
-        self.is_pyramid = len(set(strides)) > 1
-        if self.is_pyramid:
+        if len(set(strides)) > 1:
             last = {stride: index for index, stride in enumerate(strides) if stride >= FINEST_STRIDE}
             self.levels = list(last.values())
         else:
@@ -121,6 +120,8 @@ def fetch(name: str) -> str:
 
 def _create(architecture: str, drop_path: float) -> Any:
     """A network without classifier; how one is told to take images of any size differs from family to family."""
+    if not timm.is_model(architecture):  # create_model would look for other names on the hub
+        raise ModelError(f"timm:{architecture}: no network of timm {timm.__version__}; timm.list_models() names them")
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     any_size: tuple[dict[str, Any], ...] = {"dynamic_img_size": True}, {"strict_img_size": False}, {}
     problem: Exception | None = None
@@ -130,9 +131,7 @@ def _create(architecture: str, drop_path: float) -> Any:
         except TypeError as error:
             problem = error
         except (RuntimeError, ValueError) as error:
-            raise ModelError(
-                f"timm:{architecture}: no network of timm {timm.__version__} ({error}); timm.list_models() names them"
-            ) from error
+            raise ModelError(f"timm:{architecture}: timm {timm.__version__} cannot make it ({error})") from error
     advice = "; leave --drop-path out" if drop_path else ""
     raise ModelError(f"timm:{architecture}: cannot be made ({problem}){advice}") from problem
 

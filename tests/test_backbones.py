@@ -166,6 +166,9 @@ def test_the_input_convention_is_the_models_own():
     "name, settings, message",
     [
         ("timm:no_such_network", {}, "no network of timm"),
+        ("timm:test_vit.no_such_tag", {}, "no_such_tag"),
+        ("timm:hf-hub:timm/test_vit", {}, "no network of timm"),
+        ("timm:test_vit", {"encoder": "elsewhere:network"}, "timm:NAME"),
         ("torchvision:no_such_network", {}, "no network of torchvision"),
         ("torchvision:alexnet", {}, "ConvNeXt, ResNet, Swin, ViT"),
         ("timm:test_maxvit", {}, "certain sizes only"),
