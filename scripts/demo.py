@@ -14,9 +14,9 @@ Rows of the table, all scored on the target's val split with their last weights:
     AdaBN          the same weights with the target's statistics: no training
     control        source-only trained on, still on the source alone, for as many steps as the longest method; then the
                    target's statistics
-    MaxSquare+IW, AdaptSegNet, FADA, CBST    AdaBN adapted by these methods, then the target's statistics again
+    MaxSquare+IW, AdaptSegNet, FADA, CBST, DACS    AdaBN adapted by these methods, then the target's statistics again
     ..., twin; CLAN    the same with CLAN's twin classifiers, which it is compared with
-    MinEnt, CBST-SP, CBST+MRKLD    (--all) variants of the methods, treated alike
+    AdvEnt, MinEnt, CBST-SP, CBST+MRKLD, DACS+mask    (--all) variants of the methods, treated alike
     ..., frozen    (--all) source-only adapted with BatchNorm frozen, and scored with the source's statistics
     oracle         (--all) trained on target labels for as many steps as source-only, first seed only
 
@@ -124,9 +124,11 @@ class Demo:
         return self.trained_weights(row, seed)
 
     def steps(self, row: str) -> int:
+        """The --num-steps that a row is trained with."""
         if row in FROM_SCRATCH:
             return self.profile.source_steps
-        return self.profile.control_steps if row in WITHOUT_TARGET else self.profile.adaptation_steps
+        share = 1 if row in WITHOUT_TARGET else ROWS[row].share
+        return self.profile.adaptation_steps if share is None else round(share * self.profile.control_steps)
 
 
 def block_of(row: str) -> str:
@@ -348,18 +350,18 @@ def training(demo: Demo, row: str, seed: int) -> Step:
         data = ["--source", "cityscapes", "--data-dir", f"{demo.target}/Cityscapes", "--source-split", "train"]
     else:
         data = source_data(demo)
-    script, flags, _, model, _ = FROM_SCRATCH[row]
-    command = [script, *data, *training_flags(demo, row, seed, model), *flags.split()]
+    trained = FROM_SCRATCH[row]
+    command = [trained.script, *data, *training_flags(demo, row, seed, trained.model), *trained.flags.split()]
     return Step(command, demo.trained_weights(row, seed))
 
 
 def adaptation(demo: Demo, row: str, seed: int, start: str) -> list[Step]:
     """Training that goes on from the weights `start`."""
-    script, flags, _, model, block = ROWS[row]
+    adapted = ROWS[row]
     target = [] if row in WITHOUT_TARGET else target_data(demo)
-    adapting = ["--batch-norm", BLOCKS[block].batch_norm, *preset.ADAPTATION.split()]
-    common = [script, *source_data(demo), *target, *training_flags(demo, row, seed, model), *adapting, *flags.split()]
-    if script == "train_fada.py":
+    adapting = ["--batch-norm", BLOCKS[adapted.block].batch_norm, *preset.ADAPTATION.split(), *adapted.flags.split()]
+    common = [adapted.script, *source_data(demo), *target, *training_flags(demo, row, seed, adapted.model), *adapting]
+    if adapted.script == "train_fada.py":
         return fada(demo, row, seed, common, start)
     return [Step([*common, "--restore-from", start], demo.trained_weights(row, seed))]
 
@@ -427,14 +429,16 @@ def row_results(demo: Demo, row: str) -> dict[str, Any]:
     seeds = [seed for seed in demo.profile.seeds if row in demo.rows(seed)]
     found = [figures(os.path.join(demo.folder(row, seed), "figures.json")) for seed in seeds]
     runs = [demo.run_directory(row, seed) for seed in seeds]
+    trained = [read_run(run) for run in runs] if row not in ADABN else []
     return {
         "miou": [100 * entry["miou"] for entry in found],
         "iou": [entry["iou"] for entry in found],
         "block": block_of(row),
         "statistics": "target's" if has_target_statistics(row) or row == "oracle" else "source's",
         "baseline": baseline_of(row) or ("source-only" if row == "oracle" else None),
+        "steps": trained[0].steps if trained else None,
         "seconds": [training_seconds(run) if row not in ADABN else None for run in runs],
-        "peak_memory_gb": [read_run(run).peak_memory_gb if row not in ADABN else None for run in runs],
+        "peak_memory_gb": [run.peak_memory_gb for run in trained] or [None for _ in runs],
         "runs": [os.path.relpath(run, demo.out) if row not in ADABN else None for run in runs],
         "predictions": [os.path.relpath(os.path.join(demo.folder(row, seed), "predictions"), demo.out) for seed in seeds],
     }

@@ -8,20 +8,19 @@ Results = dict[str, Any]  # what results.json holds; docs/report.md describes it
 
 
 def text_table(results: Results) -> str:
-    """The table as text: mIoU, and gains over the row's source-only and over the baselines of its block, seed by seed; for rows
-    of another network over those of that network, as far as there are any."""
-    rows, lines = (
-        results["rows"],
-        [f"mIoU on the target's val split in %, gains in points: {spread_note(len(results['seeds']))}"],
-    )
+    """The table as text: the steps of a row's own training, mIoU, and gains over the row's source-only and over the baselines
+    of its block, seed by seed; for rows of another network over those of that network, as far as there are any."""
+    rows = results["rows"]
+    lines = [f"mIoU on the target's val split in %, gains in points: {spread_note(len(results['seeds']))}"]
     for id in dict.fromkeys(row["block"] for row in rows.values()):
         block = results["blocks"].get(id, {"title": "for reference", "baselines": []})
-        head = ["", "mIoU", "over source-only", *(f"over {base}" for base in block["baselines"])]
+        head = ["", "steps", "mIoU", "over source-only", *(f"over {base}" for base in block["baselines"])]
         lines += ["", block["title"], columns(head)]
         for name, row in rows.items():
             if row["block"] == id:
                 over = [row["baseline"], *(variant(base, name, rows) for base in block["baselines"])]
-                lines.append(columns([name, spread(row["miou"], ".1f"), *(gain(row, rows, base) for base in over)]))
+                own = [name, str(row["steps"] or ""), spread(row["miou"], ".1f")]
+                lines.append(columns([*own, *(gain(row, rows, base) for base in over)]))
     lines.append(f"\nsource-only on the source's own val split: {statistics.mean(results['source_val_miou']):.1f}")
     return "\n".join(lines)
 
@@ -38,7 +37,8 @@ def variant(base: str, name: str, rows: Mapping[str, dict[str, Any]]) -> str | N
 
 
 def columns(cells: Sequence[str]) -> str:
-    return "".join(f"{cell:22s}" for cell in cells).rstrip()
+    name, steps, *figures = cells
+    return f"{name:20s}{steps:>5s}  {''.join(f'{cell:21s}' for cell in figures)}".rstrip()
 
 
 def gain(row: dict[str, Any], rows: dict[str, Any], baseline: str | None) -> str:

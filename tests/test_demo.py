@@ -27,6 +27,7 @@ def test_a_table_from_nothing_and_again(tiny, tmp_path, capsys):
     for name, row in results["rows"].items():
         assert len(row["miou"]) == 1 and set(row["iou"][0]) == set(results["classes"]), name
         assert (row["seconds"][0] is None) == (name == "AdaBN")
+        assert row["steps"] == {"source-only": 10, "AdaBN": None, "control": 1}[name]
         assert len(list((tmp_path / row["predictions"][0]).glob("*_color.png"))) == TINY.images[3]
     assert results["rows"]["AdaBN"]["statistics"] == "target's" and results["rows"]["AdaBN"]["runs"] == [None]
     assert results["rows"]["source-only"]["statistics"] == "source's"

@@ -116,6 +116,7 @@ small() {
     case "$*" in
         *train_cbst.py*" ResNet38 "*) echo --input-size 60 --test-scales 90 --num-rounds 1 --epochs-per-round 1 ;;
         *train_cbst.py*) echo --input-size 64,32 --num-rounds 2 --epochs-per-round 1 ;;
+        *train_dacs.py*--rare-class-sampling*) echo --input-size 64,32 --num-steps 2 --num-steps-stop 2 --rare-class-pixels 10 ;;
         *train_fada.py*) echo --input-size 64,32 --input-size-test 64,32 --num-steps 2 --num-steps-stop 2 --batch-size 2 ;;
         *) echo --input-size 64,32 --num-steps 2 --num-steps-stop 2 ;;
     esac

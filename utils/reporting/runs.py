@@ -41,6 +41,11 @@ class TrainingRun:
         command = self.flags.get("command") or [""]
         return os.path.splitext(os.path.basename(str(command[0])))[0]
 
+    @property
+    def steps(self) -> int:
+        """Of all parts together, as far as they are logged."""
+        return max((curve[-1][0] for curve in self.curves.values()), default=0)
+
 
 def is_run(directory: str) -> bool:
     return os.path.isdir(directory) and bool(_parts(directory))
