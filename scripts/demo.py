@@ -16,7 +16,7 @@ Rows of the table, all scored on the target's val split with their last weights:
                    target's statistics
     MaxSquare+IW, AdaptSegNet, FADA, CBST, DACS    AdaBN adapted by these methods, then the target's statistics again
     ..., twin; CLAN    the same with CLAN's twin classifiers, which it is compared with
-    AdvEnt, MinEnt, CBST-SP, CBST+MRKLD, DACS+mask    (--all) variants of the methods, treated alike
+    AdvEnt, MinEnt, CBST-SP, CBST+MRKLD, DACS+RCS, DACS+mask    (--all) variants of the methods, treated alike
     ..., frozen    (--all) source-only adapted with BatchNorm frozen, and scored with the source's statistics
     oracle         (--all) trained on target labels for as many steps as source-only, first seed only
 

@@ -111,7 +111,10 @@ VARIANTS = {
     "MinEnt": Row("train_maxsquare.py", "--target-mode entropy --lambda-target 0.2 --val-every 0"),
     "CBST-SP": Row("train_cbst.py", f"{CBST} --with-prior", weights=CBST_WEIGHTS),
     "CBST+MRKLD": Row("train_cbst.py", f"{CBST} --mr-weight-kld 0.1", weights=CBST_WEIGHTS),
-    "DACS+mask": Row("train_dacs.py", f"{DACS} --mask --mask-block 16", weights=DACS_WEIGHTS, share=1),
+    "DACS+RCS": Row("train_dacs.py", f"{DACS} --rare-class-sampling 0.1 --rare-class-pixels 50", weights=DACS_WEIGHTS, share=1),
+    "DACS+mask": Row(
+        "train_dacs.py", f"{DACS} --mask --mask-block 16 --mask-ratio 0.3 --lambda-mask 0.3", weights=DACS_WEIGHTS, share=1
+    ),
 }
 FROZEN = {f"{name}{BLOCKS['frozen'].suffix}": row._replace(block="frozen") for name, row in METHODS.items()}
 ROWS = {**METHODS, **VARIANTS, **FROZEN}

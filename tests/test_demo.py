@@ -26,13 +26,12 @@ def test_a_table_from_nothing_and_again(tiny, tmp_path, capsys):
     assert list(results["rows"]) == ["source-only", "AdaBN", "control"]
     for name, row in results["rows"].items():
         assert len(row["miou"]) == 1 and set(row["iou"][0]) == set(results["classes"]), name
-        assert (row["seconds"][0] is None) == (name == "AdaBN")
-        assert row["steps"] == {"source-only": 10, "AdaBN": None, "control": 1}[name]
+        assert (row["seconds"][0] is None) == (row["steps"] is None) == (name == "AdaBN")
         assert len(list((tmp_path / row["predictions"][0]).glob("*_color.png"))) == TINY.images[3]
     assert results["rows"]["AdaBN"]["statistics"] == "target's" and results["rows"]["AdaBN"]["runs"] == [None]
     assert results["rows"]["source-only"]["statistics"] == "source's"
     assert results["rows"]["source-only"]["peak_memory_gb"][0] > 0
-    assert results["rows"]["source-only"]["seconds"][0] > 0
+    assert results["rows"]["source-only"]["seconds"][0] > 0 and results["rows"]["source-only"]["steps"] == 10
     assert len(list((tmp_path / results["validation"]["labels"]).rglob("*_labelIds.png"))) == TINY.images[3]
 
     page = (tmp_path / "report.html").read_text()
