@@ -102,6 +102,7 @@ METHODS = {
         "--batch-size 8 --temperature 1 --lambda-adv 0.001 --learning-rate-D 2e-4 --color-jitter 0,0,0,0 "
         "--class-balanced False --scale-range 0.8,1.25",
         weights="distill/model_iter{steps:06d}.pth",
+        share=0.5,
     ),
     "CBST": Row("train_cbst.py", CBST, weights=CBST_WEIGHTS),
     "DACS": Row("train_dacs.py", DACS, weights=DACS_WEIGHTS, share=1),
@@ -141,7 +142,7 @@ class Profile(NamedTuple):
     """How long a demo is.
 
     Attributes:
-        control_steps: as many as the longest methods take: CBST with its two rounds, and DACS.
+        control_steps: as many as the longest methods take: CBST in its two rounds, FADA in its two stages, and DACS.
         images: the numbers of images of source train, source val, target train and target val.
     """
 

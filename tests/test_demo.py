@@ -7,7 +7,7 @@ import pytest
 from scripts import demo, mini_benchmark, mini_tables
 from scripts.mini_benchmark import ALL, BLOCKS, GAPS, HEADLINE, ROWS, Profile
 
-TINY = Profile(seeds=(0,), source_steps=10, adaptation_steps=1, control_steps=1, images=(4, 2, 4, 2))
+TINY = Profile(seeds=(0,), source_steps=10, adaptation_steps=1, control_steps=2, images=(4, 2, 4, 2))
 
 
 @pytest.fixture
