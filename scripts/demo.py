@@ -1,8 +1,8 @@
 """Watch a model being adapted to a new domain: mini data, training on the source, adaptation, evaluation, and a report.
 
-    bash scripts/demo.sh            three seeds, about half an hour on 2 cores
-    bash scripts/demo.sh --quick    one seed and fewer steps, about 5 minutes
-    bash scripts/demo.sh --all      three seeds and more rows, about 90 minutes
+    bash scripts/demo.sh            three seeds, about 45 minutes on 2 cores
+    bash scripts/demo.sh --quick    one seed and fewer steps, about 6 minutes
+    bash scripts/demo.sh --all      three seeds and more rows, about 100 minutes
     bash scripts/demo.sh --sweep    other gaps between the domains: narrow, wide, each part of the gap alone (with --quick: one
                                     seed and fewer steps); hours
 
