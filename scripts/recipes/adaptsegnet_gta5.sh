@@ -19,4 +19,4 @@ row paddle "42.32 (README of the reproduction in PaddlePaddle)" 100000 "14.7 (8.
     adapt 100000 --protocol paddle --batch-size 2 --num-steps-stop 100000
 row advent "46.3 on translated images, the best of 60 snapshots (ADVENT's README)" 120001 "7.6 (4.3) GB, at least 3.5 (1.8) h" \
     adapt 120001 --protocol advent
-row minent "without a figure in ADVENT's README" 120000 "7.5 (4.3) GB, at least 3.2 (1.7) h" adapt 120000 --protocol minent
+row minent "without a figure in ADVENT's README" 120000 "7.5 (4.3) GB, at least 3.2 (1.6) h" adapt 120000 --protocol minent

@@ -10,6 +10,6 @@ adapt() { # FLAG...
     score "$NAME/checkpoint-iter250000.pth" --protocol dacs
 }
 
-row dacs "53.04 at its end (authors' README)" 250000 "4.8 (2.9) GB, at least 5.6 (2.9) h" adapt
-row mask "without a figure" 250000 "4.9 (3.0) GB, at least 8.0 (4.2) h" adapt --mask
-row rcs "without a figure" 250000 "4.8 (2.9) GB, at least 5.6 (2.9) h, and counting the pixels" adapt --rare-class-sampling 0.01
+row dacs "53.04 at its end (authors' README)" 250000 "4.8 (2.9) GB, at least 5.6 (2.8) h" adapt
+row mask "without a figure" 250000 "4.9 (3.0) GB, at least 8.0 (4.0) h" adapt --mask
+row rcs "without a figure" 250000 "4.8 (2.9) GB, at least 5.6 (2.8) h, and counting the pixels" adapt --rare-class-sampling 0.01

@@ -10,4 +10,4 @@ adapt() { # FLAG...
     score "$NAME/checkpoint-iter250000.pth" --protocol dacs
 }
 
-row dacs "48.3 (quoted in DAFormer's README)" 250000 "4.8 (2.9) GB, at least 5.6 (2.9) h" adapt
+row dacs "48.3 (quoted in DAFormer's README)" 250000 "4.8 (2.9) GB, at least 5.6 (2.8) h" adapt
