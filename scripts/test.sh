@@ -14,4 +14,4 @@ fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest -n 2 "${select[@]}" "$@"
+exec .venv/bin/python -m pytest -n 2 --dist loadgroup "${select[@]}" "$@"

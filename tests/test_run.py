@@ -397,8 +397,8 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(mini_data, tmp_pa
 @pytest.mark.parametrize(
     "script, more",
     [
-        ("train_source.py", "--updates clean"),
-        ("train_maxsquare.py", "--multi --target-mode IW_maxsquare --val-every 0"),
+        pytest.param("train_source.py", "--updates clean", marks=pytest.mark.slow),
+        pytest.param("train_maxsquare.py", "--multi --target-mode IW_maxsquare --val-every 0", marks=pytest.mark.slow),
         ("train_clan.py", "--preheat-steps 1 --lambda-adv 0.1"),
         ("train_dacs.py", "--batch-size 1 --mask --rare-class-sampling 0.1 --rare-class-pixels 50 --blur False"),
         ("train_fada.py", "--stage all --lambda-adv 0.1 --batch-size 4 --input-size-test 96,48 --scale-range 1,1"),

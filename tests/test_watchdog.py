@@ -124,10 +124,11 @@ def start_two(mini_data, directory, timeout):
     return [start(mini_data, directory, timeout, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, status, message", [
     (signal.SIGSTOP, TIMED_OUT,
      r"no progress for 30 seconds .*: rank 0, step \d+, waiting for the (computation|(gradients of the )?other processes);"),
-    pytest.param(signal.SIGKILL, 1, r"error: rank 0, step \d+.*: another process has ended", marks=pytest.mark.slow),
+    (signal.SIGKILL, 1, r"error: rank 0, step \d+.*: another process has ended"),
 ])  # fmt: skip
 def test_a_rank_that_is_stopped_or_killed(number, status, message, mini_data, tmp_path):
     processes = start_two(mini_data, tmp_path, SECONDS)
