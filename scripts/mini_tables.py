@@ -78,8 +78,8 @@ def plot_sweep(tables: Mapping[str, Results], path: str) -> None:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
     for number, name in enumerate(next(iter(tables.values()))["rows"]):
-        marker = "osD^vPX*<>"[number % 10]
-        for axes, gaps, line in ((left, strengths, "-"), (right, parts, "none")):
+        marker, stroke = "osD^vPX*<>d1"[number % 12], "-" if number < 10 else "--"  # colours come again after ten
+        for axes, gaps, line in ((left, strengths, stroke), (right, parts, "none")):
             values = [statistics.mean(tables[gap]["rows"][name]["miou"]) for gap in gaps.values()]
             axes.plot(list(gaps), values, label=name, marker=marker, linestyle=line)
     left.set(xlabel="strength of the whole gap", ylabel="mIoU on the target in %")
