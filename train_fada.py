@@ -110,7 +110,7 @@ def get_arguments(arguments: list[str] | None = None) -> Flags:
     parser.add_switch("--class-balanced", group=group, default=True, help="sample rare classes more often")
     group.add_argument("--class-statistics", metavar="FILE", help="of the source, as JSON or .p (default: beside it, or made)")
     parser.describe(
-        restore_from="weights to start from: a file, a URL, or torchvision:NAME (default for source and distill: "
+        restore_from="weights to start from: a file, a URL, torchvision:NAME or timm:NAME (default for source and distill: "
         "resnet101-5d3b4d8f.pth or vgg16-00b39a1b.pth in ./model or ./pretrained_model; for the others the stage before)",
         learning_rate="of the features (default 5e-4, adversarial 2.5e-4); the classifier has 10 times that",
         num_steps="where the poly schedule reaches 0 (default 31250, adversarial 62500)",

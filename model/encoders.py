@@ -47,8 +47,12 @@ class Encoder(nn.Module):
         return "Swin" not in type(self.model).__name__
 
     def depths(self) -> dict[str, int]:
-        """{parameter: depth of its block}, 0 for the stem, for layer-wise learning rates."""
-        raise NotImplementedError
+        """{parameter: depth of its block}, 0 for the stem, for layer-wise learning rates.
+
+        Raises:
+            ModelError: the encoder does not tell.
+        """
+        raise ModelError(f"--layer-decay: {type(self).__name__} does not tell how deep its parameters lie; leave the flag out")
 
     def from_library(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights as the library stores them under the names here; what belongs to no part of the encoder stays as it is."""

@@ -212,6 +212,8 @@ def test_another_library_needs_one_entry(mini_data, tmp_path, monkeypatch):
     for script in ("train_adaptsegnet.py", "train_clan.py"):
         train(mini_data, tmp_path / script, script, "mine:pooling", METHODS[script])
     assert load_model(tmp_path / "train_clan.py" / "GTA5_2.pth").settings["name"] == "mine:pooling"
+    with pytest.raises(ModelError, match="--layer-decay: Pooling"):
+        build_model("mine:pooling", layer_decay=0.5).parameter_groups()
 
 
 # Under the methods

@@ -69,10 +69,11 @@ def describe(
 def _network(network: Segmenter, args: Namespace) -> list[str]:
     """What the network does with the flags that a user may not expect."""
     lines = [] if network.norms() else ["the network has no BatchNorm: --batch-norm changes nothing"]
-    for size in dict.fromkeys(getattr(args, name, None) or (0, 0) for name in ("input_size", "input_size_target")):
-        fitted = network.fitted(size[::-1])[::-1]
-        if any(size) and fitted != tuple(size):
-            lines.append(f"images of {size[0]}x{size[1]} are resized to {fitted[0]}x{fitted[1]} for the network, whole patches")
+    sizes = [getattr(args, name, None) for name in ("input_size", "input_size_target")]
+    for width, height in dict.fromkeys(size for size in sizes if size):
+        fitted = network.fitted((height, width))
+        if fitted != (height, width):
+            lines.append(f"images of {width}x{height} are resized to {fitted[1]}x{fitted[0]} for the network, whole patches")
     return lines
 
 
